@@ -1,0 +1,273 @@
+"""M3 and CLaMP 3.
+
+Shapes: B pieces, L patches (or tokens or frames), S codes a patch, H hidden size. Masks [B, L] are 1 at what
+is there and 0 at padding. Parameter names are those of the published weights, which load strictly.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PretrainedConfig
+
+from clamplib.geometry import CHARACTERS, Geometry
+from clamplib.loss import contrastive_loss
+from clamplib.patchilizer import M3Patchilizer
+
+MAX_LOGIT_SCALE = 100.0
+FIRST_LOGIT_SCALE = 1 / 0.07
+PARTS = ("text_model", "text_proj", "symbolic_model", "symbolic_proj", "audio_model", "audio_proj")
+
+
+class PatchEmbedding(nn.Module):
+    """A linear layer over one-hot patches, computed as the sum of S columns of its weight.
+
+    The column of a code is position * 128 + code; padding codes count like all others.
+    """
+
+    def __init__(self, patch_size: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden_size, patch_size * CHARACTERS).normal_(std=0.02))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+        offsets = torch.arange(patch_size) * CHARACTERS
+        self.offsets = nn.Buffer(offsets, persistent=False)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches [B, L, S] of whole numbers below 128 -> [B, L, H]; a ValueError names a code beyond."""
+        codes = patches.long()
+        _check_codes(codes)
+        rows = (codes + self.offsets).flatten(0, -2)
+        summed = F.embedding_bag(rows, self.weight.t(), mode="sum")
+        return (summed + self.bias).unflatten(0, patches.shape[:-1])
+
+
+def _check_codes(codes: torch.Tensor) -> None:
+    wrong = (codes < 0) | (codes >= CHARACTERS)
+    if codes.device.type == "cpu":
+        if wrong.any():
+            value = codes[wrong][0].item()
+            raise ValueError(f"patches hold codes from 0 to {CHARACTERS - 1}, got {value}")
+    else:  # without a wait for the device
+        torch._assert_async(~wrong.any(), f"patches hold codes from 0 to {CHARACTERS - 1}")
+
+
+class M3PatchEncoder(nn.Module):
+    """BERT over the patches of a piece."""
+
+    def __init__(self, config: BertConfig, patch_size: int = 64):
+        super().__init__()
+        self.patch_embedding = PatchEmbedding(patch_size, config.hidden_size)
+        self.base = BertModel(config)
+
+    def forward(self, input_patches: torch.Tensor, input_masks: torch.Tensor) -> torch.Tensor:
+        """Patches [B, L, S] and masks [B, L] -> the last hidden states [B, L, H]."""
+        embedded = self.patch_embedding(input_patches)
+        return self.base(inputs_embeds=embedded, attention_mask=input_masks).last_hidden_state
+
+
+class M3TokenDecoder(nn.Module):
+    """GPT-2 over the codes of one patch; in place of the begin code it reads the encoder's state."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.base = GPT2LMHeadModel(config)
+
+    def forward(self, states: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """Encoder states [N, H] and patches [N, T] -> logits of each next code [N, T, 128]."""
+        embedded = self.base.transformer.wte(patches)
+        embedded = torch.cat((states[:, None].to(embedded.dtype), embedded[:, 1:]), dim=1)
+        masks = (patches != M3Patchilizer.pad_token_id).long()
+        return self.base(inputs_embeds=embedded, attention_mask=masks, use_cache=False).logits
+
+
+class M3Output(NamedTuple):
+    """Loss and logits [N, S, 128] over the N selected patches."""
+
+    loss: torch.Tensor
+    logits: torch.Tensor
+
+
+class M3Model(nn.Module):
+    """Masked auto-encoder: the encoder reads a piece, the decoder writes its selected patches."""
+
+    def __init__(self, encoder_config: BertConfig, decoder_config: GPT2Config):
+        super().__init__()
+        self.encoder = M3PatchEncoder(encoder_config, decoder_config.n_positions)
+        self.decoder = M3TokenDecoder(decoder_config)
+
+    @classmethod
+    def from_geometry(cls, geometry: Geometry) -> "M3Model":
+        return cls(geometry.symbolic_config(), geometry.decoder_config())
+
+    def forward(
+        self,
+        input_patches: torch.Tensor,
+        input_masks: torch.Tensor,
+        selected_indices: torch.Tensor,
+        target_patches: torch.Tensor,
+    ) -> M3Output:
+        """Cross-entropy of each next code of the patches where `selected_indices` [B, L] is not 0."""
+        states = self.encoder(input_patches, input_masks)
+        selected = selected_indices.bool()
+        targets = target_patches[selected].long()
+        logits = self.decoder(states[selected], targets)
+        loss = F.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(),
+            targets[:, 1:].flatten(),
+            ignore_index=M3Patchilizer.pad_token_id,
+        )
+        return M3Output(loss, logits)
+
+    @torch.inference_mode()
+    def fill(
+        self,
+        patches: np.ndarray,
+        masked_indices: list[int],
+        patchilizer: M3Patchilizer,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> np.ndarray:
+        """The piece, uint8 [n, S], with the patches at `masked_indices` written anew.
+
+        Each code is drawn at `temperature` from the `top_k` likeliest (0: all) that make up `top_p` of the
+        probability; `seed` makes the drawing repeatable.
+        """
+        device, rng = self.encoder.patch_embedding.weight.device, np.random.default_rng(seed)
+        piece = np.array(patches, dtype=np.uint8)
+        piece[masked_indices] = patchilizer.mask_token_id
+        inputs = torch.from_numpy(piece).to(device)[None]
+        states = self.encoder(inputs, torch.ones(inputs.shape[:2], device=device))[0, masked_indices]
+        written = torch.full((len(states), 1), patchilizer.bos_token_id, device=device)
+        ended = np.zeros(len(states), dtype=bool)
+        while written.shape[1] < patchilizer.patch_size and not ended.all():
+            logits = self.decoder(states, written)[:, -1].double()
+            logits[:, patchilizer.pad_token_id] = float("-inf")  # padding was never learned
+            codes = [_draw(row, temperature, top_k, top_p, rng) for row in logits.softmax(-1).cpu().numpy()]
+            codes = np.where(ended, patchilizer.pad_token_id, codes)
+            ended |= codes == patchilizer.eos_token_id
+            written = torch.cat((written, torch.from_numpy(codes).to(device)[:, None]), dim=1)
+        piece[masked_indices] = F.pad(written, (0, patchilizer.patch_size - written.shape[1])).cpu().numpy()
+        return piece
+
+
+def _draw(
+    probabilities: np.ndarray, temperature: float, top_k: int, top_p: float, rng: np.random.Generator
+) -> int:
+    """One code drawn from its probabilities [128]."""
+    import samplings  # here, because importing it silences numpy's division warnings everywhere
+
+    if top_k:
+        probabilities = samplings.top_k_sampling(probabilities, top_k, return_probs=True)
+    probabilities = samplings.top_p_sampling(probabilities, top_p, return_probs=True)
+    probabilities = samplings.temperature_sampling(probabilities, temperature, return_probs=True)
+    return rng.choice(len(probabilities), p=probabilities)
+
+
+class CLaMP3Model(nn.Module):
+    """Text, symbolic and audio encoders, each averaged over its mask and projected into one space."""
+
+    def __init__(
+        self,
+        audio_config: BertConfig,
+        symbolic_config: BertConfig,
+        text_config: PretrainedConfig,
+        hidden_size: int = 768,
+        logit_scale: float = 1.0,
+        learned_temperature: bool = False,
+        patch_size: int = 64,
+    ):
+        super().__init__()
+        self.text_model = AutoModel.from_config(text_config)
+        self.text_proj = nn.Linear(text_config.hidden_size, hidden_size)
+        self.symbolic_model = M3PatchEncoder(symbolic_config, patch_size)
+        self.symbolic_proj = nn.Linear(symbolic_config.hidden_size, hidden_size)
+        self.audio_model = BertModel(audio_config)
+        self.audio_proj = nn.Linear(audio_config.hidden_size, hidden_size)
+        self.learned_temperature = learned_temperature
+        self.logit_scale = logit_scale
+        if learned_temperature:
+            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(FIRST_LOGIT_SCALE)))
+
+    @classmethod
+    def from_geometry(cls, geometry: Geometry) -> "CLaMP3Model":
+        """A model with random weights; fetches the text encoder's config if the geometry has none."""
+        return cls(
+            geometry.audio_config(),
+            geometry.symbolic_config(),
+            geometry.load_text_config(),
+            geometry.clamp3_hidden_size,
+            geometry.logit_scale,
+            geometry.learned_temperature,
+            geometry.patch_size,
+        )
+
+    def set_trainable(self, freeze_list: list[str] | tuple[str, ...]) -> None:
+        """Freezes the named parts (see PARTS) and frees the others."""
+        unknown = sorted(set(freeze_list) - set(PARTS))
+        if unknown:
+            raise ValueError(f"no part is called {', '.join(unknown)}; there are {', '.join(PARTS)}")
+        for part in PARTS:
+            getattr(self, part).requires_grad_(part not in freeze_list)
+
+    def get_text_features(
+        self, inputs: torch.Tensor, masks: torch.Tensor, get_global: bool = False
+    ) -> torch.Tensor:
+        """Token ids [B, L] -> last hidden states [B, L, H], or with `get_global` vectors [B, joint size]."""
+        states = self.text_model(input_ids=inputs.long(), attention_mask=masks).last_hidden_state
+        return self.text_proj(masked_mean(states, masks)) if get_global else states
+
+    def get_symbolic_features(
+        self, inputs: torch.Tensor, masks: torch.Tensor, get_global: bool = False
+    ) -> torch.Tensor:
+        """Patches [B, L, S] -> last hidden states [B, L, H], or with `get_global` vectors [B, joint size]."""
+        states = self.symbolic_model(inputs, masks)
+        return self.symbolic_proj(masked_mean(states, masks)) if get_global else states
+
+    def get_audio_features(
+        self, inputs: torch.Tensor, masks: torch.Tensor, get_global: bool = False
+    ) -> torch.Tensor:
+        """MERT features [B, L, H] -> last hidden states, or with `get_global` vectors [B, joint size]."""
+        states = self.audio_model(inputs_embeds=inputs, attention_mask=masks).last_hidden_state
+        return self.audio_proj(masked_mean(states, masks)) if get_global else states
+
+    def contrast(
+        self, features: torch.Tensor, other_features: torch.Tensor, same: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`contrastive_loss` at this model's temperature."""
+        if not self.learned_temperature:
+            return contrastive_loss(features, other_features, self.logit_scale, same)
+        with torch.no_grad():
+            self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        return contrastive_loss(
+            F.normalize(features, dim=-1),
+            F.normalize(other_features, dim=-1),
+            self.log_logit_scale.exp(),
+            same,
+        )
+
+    def forward(
+        self,
+        text_inputs: torch.Tensor,
+        text_masks: torch.Tensor,
+        music_inputs: torch.Tensor,
+        music_masks: torch.Tensor,
+        music_modality: str = "symbolic",
+        same: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Contrastive loss between texts and pieces of the modality, "symbolic" or "audio"."""
+        if music_modality not in ("symbolic", "audio"):
+            raise ValueError(f'music_modality must be "symbolic" or "audio", not {music_modality!r}')
+        encode = getattr(self, f"get_{music_modality}_features")
+        text_features = self.get_text_features(text_inputs, text_masks, get_global=True)
+        return self.contrast(text_features, encode(music_inputs, music_masks, get_global=True), same)
+
+
+def masked_mean(states: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Mean of states [B, L, H] where masks [B, L] are 1: [B, H]."""
+    masks = masks[..., None].to(states.dtype)
+    return (states * masks).sum(1) / masks.sum(1)
