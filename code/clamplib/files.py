@@ -1,0 +1,182 @@
+"""Many files in, one output each: walk, name, skip what is done, run on all cores, report.
+
+Conventions of every batch in this library: the sub-folders of the input folder are kept; an output appears whole or
+not at all; an output that is not older than its input is done and is skipped; a file that fails never stops the
+others and is listed in `failures.jsonl` in the output folder. File names are data: nothing here reads a meaning into
+them but their suffix.
+"""
+
+import json
+import logging
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import joblib
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+FAILURES = "failures.jsonl"
+TEMPORARY = ".clamp-"  # what atomic_path's names begin with
+
+
+class InputError(ValueError):
+    """One input is bad; the message says which, what was expected and what came."""
+
+
+def show(path: str | Path) -> str:
+    """A path for a message: as it is if it can be printed, else escaped."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
+
+
+def walk(root: str | Path, suffixes: Iterable[str]) -> list[Path]:
+    """All files under `root` (or `root` itself) that end in one of `suffixes`, in any case, sorted.
+
+    Raises FileNotFoundError if there is no `root`, InputError if nothing under it matches.
+    """
+    root, suffixes = Path(root), tuple(suffix.lower() for suffix in suffixes)
+    if not root.exists():
+        raise FileNotFoundError(f"{show(root)}: expected an input folder or file, there is none")
+    files = (
+        [root] if root.is_file() else (Path(folder, n) for folder, _, names in os.walk(root) for n in names)
+    )
+    found = [f for f in files if f.name.lower().endswith(suffixes) and not f.name.startswith(TEMPORARY)]
+    if not found:
+        raise InputError(f"{show(root)}: expected files ending in {' '.join(suffixes)}, found none")
+    return sorted(found)
+
+
+def output_paths(
+    inputs: Sequence[Path], root: str | Path, output_root: str | Path, suffix: str
+) -> list[Path]:
+    """One output an input: its path below `root`, with `suffix` in place of its own.
+
+    Inputs that would share an output keep their own suffix in it: a.abc and a.mtf give a.abc.npy and a.mtf.npy.
+    """
+    relative = [_below(path, root) for path in inputs]
+    names = [path.with_suffix(suffix) for path in relative]
+    while True:
+        shared = {name for name, count in Counter(names).items() if count > 1}
+        kept = [
+            p.with_name(p.name + suffix) if n in shared else n for p, n in zip(relative, names, strict=True)
+        ]
+        if kept == names:
+            return [Path(output_root, name) for name in names]
+        names = kept
+
+
+def key(path: str | Path, root: str | Path) -> str:
+    """What names a piece: its folder below `root` and its name up to the first dot, with / between."""
+    relative = _below(path, root)
+    return (relative.parent / relative.name.split(".")[0]).as_posix()
+
+
+def _below(path: str | Path, root: str | Path) -> Path:
+    path, root = Path(path), Path(root)
+    return Path(path.name) if path == root else path.relative_to(root)
+
+
+def is_done(source: str | Path, target: str | Path) -> bool:
+    """Whether `target` is there and not older than `source`. (It is whole, since it was renamed into place.)"""
+    try:
+        return Path(target).stat().st_mtime_ns >= Path(source).stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def atomic_path(target: str | Path) -> Iterator[Path]:
+    """A temporary path beside `target`, renamed to it at the end and removed on any error.
+
+    Its name is short, so that a target whose name is as long as the file system allows still works.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{target.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass
+class Report:
+    """What became of a batch."""
+
+    output_root: Path
+    done: int = 0
+    skipped: int = 0
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+    def add_failure(self, path: str | Path, error: BaseException | str) -> None:
+        text = error if isinstance(error, str) else describe(error)
+        self.failures.append({"file": str(path), "error": text})
+        logger.warning("%s", text if show(path) in text else f"{show(path)}: {text}")
+
+    def write(self, output_root: str | Path | None = None) -> None:
+        """failures.jsonl, one object a line with `file` and `error`; a run without failures removes an old one."""
+        path = Path(output_root or self.output_root, FAILURES)
+        if not self.failures:
+            path.unlink(missing_ok=True)
+            return
+        with atomic_path(path) as temporary:
+            lines = [json.dumps(failure) + "\n" for failure in self.failures]
+            temporary.write_text("".join(lines), encoding="utf-8")
+
+    def summary(self) -> str:
+        counts = f"{self.done} done, {self.skipped} skipped, {len(self.failures)} failed"
+        return f"{counts}: see {show(self.output_root / FAILURES)}" if self.failures else counts
+
+    @property
+    def exit_status(self) -> int:
+        return 1 if self.failures else 0
+
+
+def describe(error: BaseException) -> str:
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+
+def run_batch(
+    function: Callable[[Path, Path], object],
+    sources: Sequence[Path],
+    targets: Sequence[Path],
+    *,
+    output_root: str | Path,
+    workers: int | None = None,
+    backend: str | None = None,
+    description: str = "",
+) -> Report:
+    """Calls function(source, temporary target) for every target that is not done, in parallel, and reports.
+
+    `workers` None is one a core; `backend` is joblib's (loky processes if None), `ray` and `dask` included.
+    """
+    report = Report(Path(output_root))
+    jobs = [(s, t) for s, t in zip(sources, targets, strict=True) if not is_done(s, t)]
+    report.skipped = len(sources) - len(jobs)
+    with joblib.parallel_config(backend=backend or "loky", n_jobs=workers or -1):
+        outcomes = joblib.Parallel(return_as="generator_unordered")(
+            joblib.delayed(_one)(function, source, target) for source, target in jobs
+        )
+        for source, error in tqdm(outcomes, total=len(jobs), desc=description, unit="file"):
+            if error is None:
+                report.done += 1
+            else:
+                report.add_failure(source, error)
+    report.write()
+    return report
+
+
+def _one(function: Callable, source: Path, target: Path) -> tuple[Path, str | None]:
+    """Runs in the worker; the error crosses as text, since not every exception can be pickled."""
+    try:
+        with atomic_path(target) as temporary:
+            function(source, temporary)
+    except Exception as error:
+        return source, describe(error)
+    return source, None

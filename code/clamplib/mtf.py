@@ -1,0 +1,148 @@
+"""MIDI <-> MTF, the MIDI text format that M3 and CLaMP 3 read.
+
+An MTF text is `ticks_per_beat N` and then one line a message of all tracks merged by time: the type, then the
+values in mido's order. The time is a delta in ticks; it comes first in channel messages and last in meta messages
+(`note_on 10 3 60 64` is time, channel, note, velocity; `set_tempo 500000 0` ends in its time). Lines are
+unicode-escaped, so a text message never breaks one.
+
+Two quirks are kept, since the published weights were trained on data that has them: the delta of a message that
+`m3_compatible` leaves out is not added to the next one, and `unknown_meta` lines do not return to MIDI.
+"""
+
+import ast
+import io
+from operator import itemgetter
+from pathlib import Path
+
+import mido
+from mido.messages.specs import SPEC_BY_TYPE
+
+from clamplib.files import InputError, show
+
+M3_LEFT_OUT = frozenset(
+    "text copyright track_name instrument_name lyrics marker cue_marker device_name".split()
+)
+NUMERIC_METAS = (
+    "sequence_number channel_prefix midi_port end_of_track set_tempo smpte_offset time_signature".split()
+)
+CHANNEL_FIELDS = {type_: ("time", *spec["value_names"]) for type_, spec in SPEC_BY_TYPE.items()}
+META_FIELDS = {
+    type_: tuple(name for name in vars(mido.MetaMessage(type_)) if name != "type")
+    for type_ in [*M3_LEFT_OUT, *NUMERIC_METAS, "key_signature", "sequencer_specific"]
+}
+META_FIELDS["unknown_meta"] = ("type_byte", "data", "time")
+
+
+def midi_to_mtf(midi: str | Path | mido.MidiFile, m3_compatible: bool = True) -> str:
+    """The MTF of a MIDI file; with `m3_compatible`, without the messages that hold words (M3_LEFT_OUT).
+
+    Raises InputError for what is no MIDI file, is cut short, is of type 2 or counts time in SMPTE frames.
+    """
+    if not isinstance(midi, mido.MidiFile):
+        midi = read_midi(midi)
+    name = show(midi.filename) if midi.filename else "this MIDI"
+    if midi.type == 2:
+        raise InputError(
+            f"{name}: expected a MIDI file of type 0 or 1, came type 2 (tracks without a common time)"
+        )
+    if midi.ticks_per_beat <= 0:
+        raise InputError(f"{name}: expected a division in ticks per beat, came one in SMPTE frames or zero")
+    left_out = M3_LEFT_OUT if m3_compatible else frozenset()
+    lines = [f"ticks_per_beat {midi.ticks_per_beat}"]
+    lines += [
+        _line(delta, message) for delta, message in _merged(midi.tracks) if message.type not in left_out
+    ]
+    return "\n".join(lines)
+
+
+def mtf_to_midi(text: str) -> mido.MidiFile:
+    """One track in a file of type 1. Raises InputError, naming the line, for what is no MTF."""
+    lines = text.split("\n")
+    word, _, ticks = lines[0].partition(" ")
+    if word != "ticks_per_beat" or not ticks.strip().lstrip("-").isdecimal():
+        raise InputError(f"expected `ticks_per_beat N` in the first line, came {lines[0][:60]!r}")
+    track = mido.MidiTrack()
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip() or line.split(" ", 1)[0] == "unknown_meta":
+            continue
+        try:
+            track.append(_message(line))
+        except (ValueError, TypeError, LookupError, SyntaxError) as error:
+            raise InputError(
+                f"line {number}: expected an MTF message, came {line[:60]!r} ({error})"
+            ) from error
+    return mido.MidiFile(type=1, ticks_per_beat=int(ticks), tracks=[track])
+
+
+def read_midi(path: str | Path) -> mido.MidiFile:
+    """A MIDI file in memory. Raises InputError for what mido cannot read."""
+    data = Path(path).read_bytes()
+    if data[:4] != b"MThd":
+        came = "an empty file" if not data else f"{data[:12]!r}"
+        raise InputError(f"{show(path)}: expected a MIDI file (it begins with MThd), came {came}")
+    try:
+        midi = mido.MidiFile(file=io.BytesIO(data))
+    except EOFError as error:
+        raise InputError(
+            f"{show(path)}: expected whole tracks, came a MIDI file that is cut short"
+        ) from error
+    except Exception as error:  # mido raises whatever a broken byte leads to
+        raise InputError(
+            f"{show(path)}: expected sound MIDI, came {type(error).__name__}: {error}"
+        ) from error
+    midi.filename = str(path)
+    return midi
+
+
+def _merged(tracks: list[mido.MidiTrack]) -> list[tuple[int, mido.Message]]:
+    """(delta, message) of all tracks in order of time, with one end_of_track."""
+    timed = []
+    end = 0
+    for track in tracks:
+        now = 0
+        for message in track:
+            now += message.time
+            if message.type != "end_of_track":
+                timed.append((now, message))
+        end = max(end, now)
+    timed.sort(key=itemgetter(0))
+    timed.append((end, mido.MetaMessage("end_of_track")))
+    merged, before = [], 0
+    for now, message in timed:
+        merged.append((now - before, message))
+        before = now
+    return merged
+
+
+def _line(delta: int, message: mido.Message) -> str:
+    values = vars(message)
+    type_ = values["type"]
+    if type_ in META_FIELDS:
+        words = [str(values[name]) for name in META_FIELDS[type_][:-1]]
+        return " ".join([type_, *words, str(delta)]).encode("unicode_escape").decode("ascii")
+    if type_ == "sysex":
+        return f"sysex {delta} {list(values['data'])}"
+    words = [str(values[name]) for name in CHANNEL_FIELDS[type_][1:]]
+    return " ".join([type_, str(delta), *words])
+
+
+def _message(line: str) -> mido.Message | mido.MetaMessage:
+    if "\\" in line or not line.isascii():
+        line = line.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    type_, _, rest = line.partition(" ")
+    if type_ in META_FIELDS:
+        values = dict(zip(META_FIELDS[type_], _meta_values(type_, rest), strict=True))
+        return mido.MetaMessage(type_, **values)
+    if type_ == "sysex":
+        time, _, data = rest.partition(" ")
+        return mido.Message(type_, time=int(time), data=ast.literal_eval(data))
+    values = zip(CHANNEL_FIELDS[type_], map(int, rest.split()), strict=True)
+    return mido.Message(type_, **dict(values))
+
+
+def _meta_values(type_: str, rest: str) -> list:
+    """The values after the type: a text keeps its spaces, the time stands last."""
+    if type_ in NUMERIC_METAS:
+        return [float(word) if "." in word else int(word) for word in rest.split()]
+    value, _, time = rest.rpartition(" ")
+    return [ast.literal_eval(value) if type_ == "sequencer_specific" else value, int(time)]
