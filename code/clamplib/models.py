@@ -30,10 +30,10 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, patch_size: int, hidden_size: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(hidden_size, patch_size * CHARACTERS).normal_(std=0.02))
+        self.weight = nn.Parameter(torch.empty(hidden_size, patch_size * CHARACTERS))
         self.bias = nn.Parameter(torch.zeros(hidden_size))
-        offsets = torch.arange(patch_size) * CHARACTERS
-        self.offsets = nn.Buffer(offsets, persistent=False)
+        self.offsets = nn.Buffer(torch.arange(patch_size) * CHARACTERS, persistent=False)
+        nn.init.normal_(self.weight, std=0.02)  # as BERT's own
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Patches [B, L, S] of whole numbers below 128 -> [B, L, H]; a ValueError names a code beyond."""
