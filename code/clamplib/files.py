@@ -1,9 +1,9 @@
 """Many files in, one output each: walk, name, skip what is done, run on all cores, report.
 
-Conventions of every batch in this library: the sub-folders of the input folder are kept; an output appears whole or
-not at all; an output that is not older than its input is done and is skipped; a file that fails never stops the
-others and is listed in `failures.jsonl` in the output folder. File names are data: nothing here reads a meaning into
-them but their suffix.
+Conventions of every batch in this library: the sub-folders of the input folder are kept; an output appears
+whole or not at all; an output that is not older than its input is done and is skipped; a file that fails
+never stops the others and is listed in `failures.jsonl` in the output folder. File names are data: nothing
+here reads a meaning into them but their suffix.
 """
 
 import json
@@ -17,19 +17,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import joblib
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
 FAILURES = "failures.jsonl"
-TEMPORARY = ".clamp-"  # what atomic_path's names begin with
+TEMPORARY = ".clamp-"  # what the names of unfinished outputs begin with
 
 
 class InputError(ValueError):
-    """One input is bad; the message says which, what was expected and what came."""
+    """One input is bad; the message says what was expected and what came."""
 
 
-def show(path: str | Path) -> str:
+def show(path: str | os.PathLike) -> str:
     """A path for a message: as it is if it can be printed, else escaped."""
     return str(path) if str(path).isprintable() else ascii(str(path))
 
@@ -42,13 +43,27 @@ def walk(root: str | Path, suffixes: Iterable[str]) -> list[Path]:
     root, suffixes = Path(root), tuple(suffix.lower() for suffix in suffixes)
     if not root.exists():
         raise FileNotFoundError(f"{show(root)}: expected an input folder or file, there is none")
-    files = (
-        [root] if root.is_file() else (Path(folder, n) for folder, _, names in os.walk(root) for n in names)
-    )
+    files = [root] if root.is_file() else _files_under(root)
     found = [f for f in files if f.name.lower().endswith(suffixes) and not f.name.startswith(TEMPORARY)]
     if not found:
         raise InputError(f"{show(root)}: expected files ending in {' '.join(suffixes)}, found none")
     return sorted(found)
+
+
+def _files_under(root: Path) -> Iterator[Path]:
+    """Links to folders are followed, each folder once; an unreadable folder is an error, not a gap."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in names)
 
 
 def output_paths(
@@ -56,7 +71,7 @@ def output_paths(
 ) -> list[Path]:
     """One output an input: its path below `root`, with `suffix` in place of its own.
 
-    Inputs that would share an output keep their own suffix in it: a.abc and a.mtf give a.abc.npy and a.mtf.npy.
+    Inputs that would share an output keep their own suffix in it: a.abc and a.mtf give a.abc.npy, a.mtf.npy.
     """
     relative = [_below(path, root) for path in inputs]
     names = [path.with_suffix(suffix) for path in relative]
@@ -66,8 +81,11 @@ def output_paths(
             p.with_name(p.name + suffix) if n in shared else n for p, n in zip(relative, names, strict=True)
         ]
         if kept == names:
-            return [Path(output_root, name) for name in names]
+            break
         names = kept
+    if shared:
+        raise InputError(f"{show(min(shared))}: two inputs would share this output; rename one of them")
+    return [Path(output_root, name) for name in names]
 
 
 def key(path: str | Path, root: str | Path) -> str:
@@ -78,11 +96,11 @@ def key(path: str | Path, root: str | Path) -> str:
 
 def _below(path: str | Path, root: str | Path) -> Path:
     path, root = Path(path), Path(root)
-    return Path(path.name) if path == root else path.relative_to(root)
+    return Path(path.name) if path == root or root.is_file() else path.relative_to(root)
 
 
-def is_done(source: str | Path, target: str | Path) -> bool:
-    """Whether `target` is there and not older than `source`. (It is whole, since it was renamed into place.)"""
+def is_done(source: str | os.PathLike, target: str | Path) -> bool:
+    """Whether `target` is there and not older than `source`. (It is whole: it was renamed into place.)"""
     try:
         return Path(target).stat().st_mtime_ns >= Path(source).stat().st_mtime_ns
     except FileNotFoundError:
@@ -109,19 +127,19 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 class Report:
     """What became of a batch."""
 
-    output_root: Path
     done: int = 0
     skipped: int = 0
     failures: list[dict[str, str]] = field(default_factory=list)
+    remarks: Counter[str] = field(default_factory=Counter)  # what was noted -> in how many files
 
-    def add_failure(self, path: str | Path, error: BaseException | str) -> None:
+    def add_failure(self, path: str | os.PathLike, error: BaseException | str) -> None:
         text = error if isinstance(error, str) else describe(error)
         self.failures.append({"file": str(path), "error": text})
         logger.warning("%s", text if show(path) in text else f"{show(path)}: {text}")
 
-    def write(self, output_root: str | Path | None = None) -> None:
-        """failures.jsonl, one object a line with `file` and `error`; a run without failures removes an old one."""
-        path = Path(output_root or self.output_root, FAILURES)
+    def write(self, output_root: str | Path) -> None:
+        """failures.jsonl: an object a line, with `file` and `error`; without failures an old one goes."""
+        path = Path(output_root, FAILURES)
         if not self.failures:
             path.unlink(missing_ok=True)
             return
@@ -131,7 +149,8 @@ class Report:
 
     def summary(self) -> str:
         counts = f"{self.done} done, {self.skipped} skipped, {len(self.failures)} failed"
-        return f"{counts}: see {show(self.output_root / FAILURES)}" if self.failures else counts
+        see = f" (see {FAILURES} in the output folder)" if self.failures else ""
+        return counts + see + "".join(f"; {count}: {remark}" for remark, count in self.remarks.items())
 
     @property
     def exit_status(self) -> int:
@@ -143,8 +162,8 @@ def describe(error: BaseException) -> str:
 
 
 def run_batch(
-    function: Callable[[Path, Path], object],
-    sources: Sequence[Path],
+    function: Callable[[Path, Path], str | None],
+    sources: Sequence[os.PathLike],
     targets: Sequence[Path],
     *,
     output_root: str | Path,
@@ -154,29 +173,73 @@ def run_batch(
 ) -> Report:
     """Calls function(source, temporary target) for every target that is not done, in parallel, and reports.
 
-    `workers` None is one a core; `backend` is joblib's (loky processes if None), `ray` and `dask` included.
+    What it returns, if anything, is a remark on the output, which is counted in the report.
+    A source may be anything with a path (os.PathLike): a file, or one tune of a file that holds many.
+    `workers` None is one a core; `backend` is joblib's, `ray` and `dask` included; None is local processes.
     """
-    report = Report(Path(output_root))
+    report = Report()
     jobs = [(s, t) for s, t in zip(sources, targets, strict=True) if not is_done(s, t)]
     report.skipped = len(sources) - len(jobs)
-    with joblib.parallel_config(backend=backend or "loky", n_jobs=workers or -1):
-        outcomes = joblib.Parallel(return_as="generator_unordered")(
-            joblib.delayed(_one)(function, source, target) for source, target in jobs
-        )
-        for source, error in tqdm(outcomes, total=len(jobs), desc=description, unit="file"):
-            if error is None:
-                report.done += 1
-            else:
+    progress = tqdm(total=len(jobs), desc=description, unit="file", disable=not jobs)
+    with progress, _backend(backend, workers):
+        for source, error, remark in _outcomes(function, jobs, backend):
+            progress.update()
+            if error:
                 report.add_failure(source, error)
-    report.write()
+                continue
+            report.done += 1
+            if remark:
+                report.remarks[remark] += 1
+    report.write(output_root)
     return report
 
 
-def _one(function: Callable, source: Path, target: Path) -> tuple[Path, str | None]:
+def _backend(backend: str | None, workers: int | None) -> joblib.parallel_config:
+    """joblib's context; `ray` and `dask` join the cluster that their own environment variables name."""
+    if backend == "ray":
+        from ray.util.joblib import register_ray
+
+        register_ray()
+    elif backend == "dask":
+        from distributed import Client
+
+        Client()
+    return joblib.parallel_config(backend=backend or "loky", n_jobs=workers or -1)
+
+
+def _outcomes(function: Callable, jobs: list[tuple], backend: str | None) -> Iterator[tuple]:
+    """(source, error or None, remark or None) of each job.
+
+    A job may kill its worker (out of memory, a crash in a C library), and with it the pool; then each half of
+    what was left runs in a new one, until the job is alone.
+    """
+    left = dict(enumerate(jobs))
+    calls = [joblib.delayed(_one)(function, number, *job) for number, job in left.items()]
+    return_as = (
+        "list" if backend else "generator_unordered"
+    )  # not every backend can give results as they come
+    try:
+        for number, *outcome in joblib.Parallel(return_as=return_as)(calls):
+            source, _ = left.pop(number)
+            yield source, *outcome
+    except TerminatedWorkerError:
+        rest = list(left.values())
+        if len(rest) == 1:
+            yield (
+                rest[0][0],
+                "the process that worked on it died: out of memory, or a crash in a library",
+                None,
+            )
+            return
+        yield from _outcomes(function, rest[: len(rest) // 2], backend)
+        yield from _outcomes(function, rest[len(rest) // 2 :], backend)
+
+
+def _one(function: Callable, number: int, source: os.PathLike, target: Path) -> tuple:
     """Runs in the worker; the error crosses as text, since not every exception can be pickled."""
     try:
         with atomic_path(target) as temporary:
-            function(source, temporary)
+            remark = function(source, temporary)
     except Exception as error:
-        return source, describe(error)
-    return source, None
+        return number, describe(error), None
+    return number, None, remark

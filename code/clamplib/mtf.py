@@ -1,12 +1,12 @@
 """MIDI <-> MTF, the MIDI text format that M3 and CLaMP 3 read.
 
 An MTF text is `ticks_per_beat N` and then one line a message of all tracks merged by time: the type, then the
-values in mido's order. The time is a delta in ticks; it comes first in channel messages and last in meta messages
-(`note_on 10 3 60 64` is time, channel, note, velocity; `set_tempo 500000 0` ends in its time). Lines are
-unicode-escaped, so a text message never breaks one.
+values in mido's order. The time is a delta in ticks; it comes first in channel messages and last in meta
+messages (`note_on 10 3 60 64` is time, channel, note, velocity; `set_tempo 500000 0` ends in its time). Lines
+are unicode-escaped, so a text message never breaks one.
 
-Two quirks are kept, since the published weights were trained on data that has them: the delta of a message that
-`m3_compatible` leaves out is not added to the next one, and `unknown_meta` lines do not return to MIDI.
+Two quirks are kept, since the published weights were trained on data that has them: the delta of a message
+that `m3_compatible` leaves out is not added to the next one, and `unknown_meta` lines do not return to MIDI.
 """
 
 import ast
@@ -31,6 +31,9 @@ META_FIELDS = {
     for type_ in [*M3_LEFT_OUT, *NUMERIC_METAS, "key_signature", "sequencer_specific"]
 }
 META_FIELDS["unknown_meta"] = ("type_byte", "data", "time")
+CHANNEL_VALUES = {  # type -> a template for the values behind the time
+    type_: "".join(f" %({name})s" for name in names[1:]) for type_, names in CHANNEL_FIELDS.items()
+}
 
 
 def midi_to_mtf(midi: str | Path | mido.MidiFile, m3_compatible: bool = True) -> str:
@@ -122,8 +125,7 @@ def _line(delta: int, message: mido.Message) -> str:
         return " ".join([type_, *words, str(delta)]).encode("unicode_escape").decode("ascii")
     if type_ == "sysex":
         return f"sysex {delta} {list(values['data'])}"
-    words = [str(values[name]) for name in CHANNEL_FIELDS[type_][1:]]
-    return " ".join([type_, str(delta), *words])
+    return f"{type_} {delta}" + CHANNEL_VALUES[type_] % values
 
 
 def _message(line: str) -> mido.Message | mido.MetaMessage:

@@ -1,24 +1,29 @@
 """MusicXML, and whatever music21 reads -> ABC -> interleaved ABC -> MusicXML.
 
-Interleaved ABC has one line a bar, which holds that bar of every voice: `[V:1]...|[V:2]...|`. The conversions are
-abctoolkit's (xml2abc and abc2xml by W. G. Vree, and its own clean-up), driven inside this process: the published
-weights were trained on exactly what they write. They keep their state in module globals, so a process converts one
-score at a time.
+Interleaved ABC has one line a bar, which holds that bar of every voice: `[V:1]...|[V:2]...|`. The conversions
+are abctoolkit's (xml2abc and abc2xml by W. G. Vree, and its own clean-up), driven inside this process: the
+published weights were trained on exactly what they write. They keep their state in module globals, so a
+process converts one score at a time.
 """
 
 import io
 import logging
+import os
 import re
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from math import gcd
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
 from abctoolkit import xml2abc
+from abctoolkit.check import check_alignment_unrotated
 from abctoolkit.rotate import rotate_abc
 from abctoolkit.utils import (
     Barlines,
@@ -32,14 +37,91 @@ from clamplib.files import InputError, show
 logger = logging.getLogger(__name__)
 
 MUSICXML_SUFFIXES = (".xml", ".musicxml", ".mxl")
-MUSIC21_FORMATS = {".krn": "humdrum", ".mei": "mei"}  # suffix -> music21's name of the format
-XML2ABC_OPTIONS = SimpleNamespace(  # xml2abc -d 8 -x
-    u=None, m=0, c=0, d=8, n=0, b=0, o="", v=0, x=True, p=[], j=None, t=None, s=None, v1=None, ped=True, stm=None, i=None
+MUSIC21_SUFFIXES = (".krn", ".mei", ".nwc", ".nwctxt", ".rntxt")  # kern, MEI, NoteWorthy, RomanText
+SCORE_SUFFIXES = (*MUSICXML_SUFFIXES, ".abc", *MUSIC21_SUFFIXES)
+XML2ABC_OPTIONS = SimpleNamespace(  # those of `xml2abc -d 8 -x`
+    d=8, x=True, ped=True, p=[], o="", b=0, c=0, m=0, n=0, v=0,
+    i=None, j=None, s=None, stm=None, t=None, u=None, v1=None,
 )  # fmt: skip
 DROPPED_FIELDS = ["X:", "T:", "C:", "W:", "w:", "Z:", "%%MIDI"]
 MAX_UNZIPPED = 256 * 2**20  # bytes; the largest real scores are some 50 MB
+MAX_REST = 9999  # bars; abc2xml writes every one of them out
 FIELD = re.compile(r"[A-Za-z]:|%%")
 QUOTED = re.compile(r'"[^"]*"')
+KERN_END = re.compile(r"^\*-(?:\t\*-)*[ \t\r]*\n?", re.M)  # the line that ends all spines
+
+
+@dataclass(frozen=True)
+class Tune:
+    """One of the tunes of a file that holds many; `number` counts from 1. It has its file's path."""
+
+    path: Path
+    number: int
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.path}#{self.number}"
+
+    @property
+    def alias(self) -> Path:
+        """The file it would be if it had one of its own: name-0001.abc, so that each has a key of its own."""
+        name, dot, rest = self.path.name.partition(".")
+        return self.path.with_name(f"{name}-{self.number:04d}{dot}{rest}")
+
+
+def score_to_abc(score: Path | Tune) -> str:
+    """A score file of any of SCORE_SUFFIXES, or one tune of it -> standard ABC. Raises InputError."""
+    path = Path(score)
+    if path.suffix.lower() in MUSICXML_SUFFIXES:
+        return xml_to_abc(path)
+    if isinstance(score, Tune):
+        return xml_to_abc(_tune_to_xml(score, _texts(path, path.stat().st_mtime_ns)[score.number - 1]))
+    scores = to_musicxml(path)
+    if len(scores) != 1:
+        raise InputError(f"{show(path)}: expected one score, came {len(scores)}; split the file first")
+    return xml_to_abc(scores[0])
+
+
+def to_musicxml(path: str | Path) -> list[bytes]:
+    """A score file of any of SCORE_SUFFIXES -> MusicXML, one a tune. Raises InputError."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in MUSICXML_SUFFIXES:
+        data = path.read_bytes()
+        return [_unzip(data, show(path)) if data[:2] == b"PK" else data]
+    if suffix in (".abc", ".krn"):
+        return [_tune_to_xml(path, text) for text in _texts(path, path.stat().st_mtime_ns)]
+    return _by_music21(path, path.read_bytes())
+
+
+def tunes(path: Path) -> list[Path | Tune]:
+    """The file itself if it holds one tune (or is bad: its conversion will say why), else its tunes."""
+    if path.suffix.lower() not in (".abc", ".krn"):
+        return [path]
+    try:
+        count = len(_texts(path, path.stat().st_mtime_ns))
+    except (OSError, InputError):
+        count = 1
+    return [path] if count == 1 else [Tune(path, number) for number in range(1, count + 1)]
+
+
+@lru_cache(maxsize=1)
+def _texts(path: Path, modified: int) -> list[str]:
+    """The tunes of a file; kept, since a worker often converts one after the other."""
+    text = read_text(path)
+    found = split_tunes(text) if path.suffix.lower() == ".abc" else split_kern(text)
+    if not found:
+        raise InputError(f"{show(path)}: expected at least one tune, came none")
+    return found
+
+
+def _tune_to_xml(source: os.PathLike, text: str) -> bytes:
+    if Path(source).suffix.lower() == ".abc":
+        return abc_to_xml(text).encode()
+    (xml,) = _by_music21(source, text.encode())
+    return xml
 
 
 def xml_to_abc(score: str | Path | bytes) -> str:
@@ -49,12 +131,11 @@ def xml_to_abc(score: str | Path | bytes) -> str:
     """
     name = "this MusicXML" if isinstance(score, bytes) else show(score)
     data = score if isinstance(score, bytes) else Path(score).read_bytes()
-    if data[:2] == b"PK":
-        data = _unzip(data, name)
+    data = _unzip(data, name) if data[:2] == b"PK" else data.lstrip()
     _refuse_entities(data, name)
     output = io.StringIO()
     with _quiet(name):
-        xml2abc.abcOut = xml2abc.ABCoutput("", "", 0, XML2ABC_OPTIONS)
+        xml2abc.abcOut = xml2abc.ABCoutput("", "", 0, XML2ABC_OPTIONS)  # the global it writes to
         xml2abc.abcOut.outfile = output
         try:
             xml2abc.Parser(XML2ABC_OPTIONS).parse(io.BytesIO(data))
@@ -69,7 +150,7 @@ def xml_to_abc(score: str | Path | bytes) -> str:
 
 
 def interleave(abc: str) -> str:
-    """Standard ABC -> interleaved ABC, cleaned as for training: no titles, lyrics, bar numbers, or empty bars around.
+    """Standard ABC -> interleaved ABC, without titles, lyrics, bar numbers, empty bars at both ends.
 
     Raises InputError if there is no `V:1` line, no music, or voices have different numbers of bars.
     """
@@ -96,11 +177,22 @@ def interleave(abc: str) -> str:
     return interleaved
 
 
+def bars_differ(abc: str) -> bool:
+    """Whether the voices of standard ABC differ in the length of some bar, as far as abctoolkit can tell."""
+    with _quiet("bars_differ") as said, suppress(Exception):
+        check_alignment_unrotated(abc.splitlines(keepends=True))
+    return "Odd bar duration" in said.getvalue()
+
+
 def abc_to_xml(abc: str) -> str:
     """One tune, standard or interleaved ABC -> MusicXML. Raises InputError for what abc2xml cannot read."""
+    if not re.search(r"^K:|\[K:", abc, re.M):
+        raise InputError(f"expected an ABC tune with a K: line, came {abc[:40]!r}")
+    if re.search(rf"[XZ]\d{{{len(str(MAX_REST)) + 1}}}", abc):
+        raise InputError(f"expected rests of at most {MAX_REST} bars, came a longer one")
     abc2xml = _abc2xml()
     tune = abc if re.search(r"^\s*X:", abc, re.M) else "X:1\n" + abc
-    with _quiet("abc_to_xml") as said:
+    with _quiet("abc_to_xml"):
         try:
             score = abc2xml.mxm.parse(tune)
             durations = list(score.iter("duration"))
@@ -109,12 +201,11 @@ def abc_to_xml(abc: str) -> str:
                 element.text = str(int(element.text) // divisor)
             return abc2xml.fixDoctype(score) + "\n"
         except Exception as error:  # abc2xml raises whatever a broken tune leads to
-            reason = " ".join(said.getvalue().split()) or _reason(error)
-            raise InputError(f"expected an ABC tune, abc2xml met {reason}") from error
+            raise InputError(f"expected an ABC tune, abc2xml met {_reason(error)}") from error
 
 
 def split_tunes(abc: str) -> list[str]:
-    """The tunes of an ABC file, each with the fields of the file's header behind its X: line."""
+    """The tunes of an ABC file, without prose, each with the file header's fields behind its X: line."""
     head, *tunes = re.split(r"^[ \t]*X:", abc, flags=re.M)
     if not tunes:
         return ["X:1\n" + abc] if abc.strip() else []
@@ -122,23 +213,29 @@ def split_tunes(abc: str) -> list[str]:
     split = []
     for tune in tunes:
         number, _, rest = tune.partition("\n")
-        split.append(f"X:{number}\n{header}{rest}")
+        split.append(f"X:{number}\n{header}{_without_free_text(rest)}")
     return split
 
 
-def to_musicxml(path: str | Path) -> list[str | bytes]:
-    """A score file of any kind -> MusicXML, one a tune."""
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix in MUSICXML_SUFFIXES:
-        return [path.read_bytes()]
-    if suffix == ".abc":
-        return [abc_to_xml(tune) for tune in split_tunes(read_text(path))]
-    return _by_music21(path, MUSIC21_FORMATS[suffix])
+def _without_free_text(tune: str) -> str:
+    """Without paragraphs of prose behind the tune, whose letters would be read as notes.
+
+    By the standard a blank line ends a tune; in the wild many go on behind one, so bar lines decide.
+    """
+    first, *others = re.split(r"\n[ \t]*\n", tune.rstrip())
+    kept = [block for block in others if "|" in block or FIELD.match(block.lstrip())]
+    return "\n".join([first, *kept]) + "\n"
+
+
+def split_kern(kern: str) -> list[str]:
+    """The sections of a Humdrum file that holds many: each ends where all its spines do."""
+    ends = [match.end() for match in KERN_END.finditer(kern)]
+    sections = [kern[a:b] for a, b in zip([0, *ends], [*ends, len(kern)], strict=True)]
+    return [section for section in sections if re.search(r"^\*\*", section, re.M)]
 
 
 def read_text(path: str | Path) -> str:
-    """ABC as found: UTF-8, or UTF-16 by its mark, else latin-1 as ABC files were before. InputError if binary."""
+    """ABC or kern as found: UTF-8, UTF-16 by its mark, else latin-1, as was the custom. Or InputError."""
     data = Path(path).read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         text = data.decode("utf-16")
@@ -149,13 +246,13 @@ def read_text(path: str | Path) -> str:
             text = data.decode("latin-1")
     if not text.strip() or "\0" in text:
         raise InputError(
-            f"{show(path)}: expected ABC text, came {'a binary' if text.strip() else 'an empty'} file"
+            f"{show(path)}: expected text, came {'a binary' if text.strip() else 'an empty'} file"
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _without_split_quotes(line: str) -> str:
-    """Without escaped quotes, and without quoted texts that hold a bar line, at which the line would be split."""
+    """Without escaped quotes and without quoted texts that hold a bar line: the line would be split there."""
     line = line.replace(r"\"", "")
     return QUOTED.sub(lambda quoted: "" if any(b in quoted[0] for b in Barlines) else quoted[0], line)
 
@@ -190,17 +287,23 @@ def _refuse_entities(data: bytes, name: str) -> None:
         raise InputError(f"{name}: expected plain MusicXML, came a document that declares entities")
 
 
-def _by_music21(path: Path, form: str) -> list[bytes]:
-    with _quiet(show(path)):
-        from music21 import converter, stream
+def _by_music21(source: os.PathLike, data: bytes) -> list[bytes]:
+    """What music21 reads -> MusicXML; by a copy with a plain name, since music21 expands $ and ~ in names."""
+    _refuse_entities(data, show(source))
+    with _quiet(show(source)), tempfile.TemporaryDirectory() as folder:
+        from music21 import converter, stream  # slow to import, and most scores never need it
         from music21.musicxml.m21ToXml import GeneralObjectExporter
 
+        copy = Path(folder, "score" + Path(source).suffix.lower())
+        copy.write_bytes(data)
         try:
-            score = converter.parseFile(path, format=form, forceSource=True, storePickle=False)
+            reader = converter.Converter()
+            reader.parseFileNoPickle(copy)
+            score = reader.stream
             scores = list(score.scores) if isinstance(score, stream.Opus) else [score]
             return [GeneralObjectExporter(each).parse() for each in scores]
         except Exception as error:  # music21 raises whatever a broken score leads to
-            raise InputError(f"{show(path)}: expected {form}, music21 met {_reason(error)}") from error
+            raise InputError(f"{show(source)}: music21 cannot read it, it met {_reason(error)}") from error
 
 
 def _abc2xml():
@@ -225,4 +328,4 @@ def _quiet(name: str) -> Iterator[io.StringIO]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {str(error)[:200]}"

@@ -1,0 +1,25 @@
+"""ABC, standard or interleaved, one tune a file -> MusicXML.
+
+python preprocessing/abc/batch_abc2xml.py abc_folder xml_folder
+"""
+
+import sys
+from pathlib import Path
+
+from clamplib.batch import batch_parser, convert_folder, text_writer
+from clamplib.notation import abc_to_xml, read_text
+
+input_dir = "<path_to_your_abc_files>"  # what is converted when no folder is given
+
+
+def convert(path: Path) -> str:
+    return abc_to_xml(read_text(path))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = batch_parser(__doc__, input_dir, "_xml")
+    return convert_folder(parser, parser.parse_args(argv), text_writer(convert), (".abc",), ".xml")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Standard ABC, as batch_xml2abc.py writes it -> interleaved ABC, which M3 and CLaMP 3 read.
+
+python preprocessing/abc/batch_interleaved_abc.py abc_folder interleaved_folder
+"""
+
+import sys
+from pathlib import Path
+
+from clamplib.batch import batch_parser, convert_folder
+from clamplib.notation import bars_differ, interleave, read_text
+
+input_dir = "<path_to_your_abc_files>"  # what is converted when no folder is given
+
+
+def write_interleaved(source: Path, target: Path) -> str | None:
+    abc = read_text(source)
+    target.write_text(interleave(abc), encoding="utf-8", newline="\n")
+    return "voices differ in the length of a bar" if bars_differ(abc) else None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = batch_parser(__doc__, input_dir, "_interleaved")
+    return convert_folder(parser, parser.parse_args(argv), write_interleaved, (".abc",), ".abc")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""MTF -> MIDI files of one track.
+
+python preprocessing/midi/batch_mtf2midi.py mtf_folder midi_folder
+"""
+
+import sys
+from pathlib import Path
+
+from clamplib.batch import batch_parser, convert_folder
+from clamplib.mtf import mtf_to_midi
+
+input_dir = "<path_to_your_mtf_files>"  # what is converted when no folder is given
+
+
+def write_midi(source: Path, target: Path) -> None:
+    mtf_to_midi(source.read_text(encoding="utf-8")).save(target)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = batch_parser(__doc__, input_dir, "_mid")
+    return convert_folder(parser, parser.parse_args(argv), write_midi, (".mtf",), ".mid")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
