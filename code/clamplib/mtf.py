@@ -41,9 +41,9 @@ def midi_to_mtf(midi: str | Path | mido.MidiFile, m3_compatible: bool = True) ->
 
     Raises InputError for what is no MIDI file, is cut short, is of type 2 or counts time in SMPTE frames.
     """
+    name = "this MIDI" if isinstance(midi, mido.MidiFile) else show(midi)
     if not isinstance(midi, mido.MidiFile):
-        midi = read_midi(midi)
-    name = show(midi.filename) if midi.filename else "this MIDI"
+        midi = parse_midi(Path(midi).read_bytes(), name)
     if midi.type == 2:
         raise InputError(
             f"{name}: expected a MIDI file of type 0 or 1, came type 2 (tracks without a common time)"
@@ -77,24 +77,17 @@ def mtf_to_midi(text: str) -> mido.MidiFile:
     return mido.MidiFile(type=1, ticks_per_beat=int(ticks), tracks=[track])
 
 
-def read_midi(path: str | Path) -> mido.MidiFile:
-    """A MIDI file in memory. Raises InputError for what mido cannot read."""
-    data = Path(path).read_bytes()
+def parse_midi(data: bytes, name: str) -> mido.MidiFile:
+    """The bytes of a MIDI file, parsed. Raises InputError, with `name`, for what mido cannot read."""
     if data[:4] != b"MThd":
-        came = "an empty file" if not data else f"{data[:12]!r}"
-        raise InputError(f"{show(path)}: expected a MIDI file (it begins with MThd), came {came}")
+        came = f"{data[:12]!r}" if data else "an empty file"
+        raise InputError(f"{name}: expected a MIDI file (it begins with MThd), came {came}")
     try:
-        midi = mido.MidiFile(file=io.BytesIO(data))
+        return mido.MidiFile(file=io.BytesIO(data))
     except EOFError as error:
-        raise InputError(
-            f"{show(path)}: expected whole tracks, came a MIDI file that is cut short"
-        ) from error
+        raise InputError(f"{name}: expected whole tracks, came a MIDI file that is cut short") from error
     except Exception as error:  # mido raises whatever a broken byte leads to
-        raise InputError(
-            f"{show(path)}: expected sound MIDI, came {type(error).__name__}: {error}"
-        ) from error
-    midi.filename = str(path)
-    return midi
+        raise InputError(f"{name}: expected sound MIDI, came {type(error).__name__}: {error}") from error
 
 
 def _merged(tracks: list[mido.MidiTrack]) -> list[tuple[int, mido.Message]]:
