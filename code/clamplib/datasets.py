@@ -1,0 +1,305 @@
+"""Training data: folders of .abc and .mtf for M3, JSONL of pieces with texts for CLaMP 3.
+
+An item is asked for as (epoch, index). All its random choices come from a generator seeded by
+(seed, epoch, index), so that they depend neither on the number of workers nor on where training resumed.
+Evaluation items make no random choices. All files are looked at when a dataset is made, not in mid-epoch.
+"""
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from clamplib import augment
+from clamplib.files import InputError, walk
+from clamplib.patchilizer import M3Patchilizer
+from clamplib.sequences import audio_frames
+
+logger = logging.getLogger(__name__)
+
+SYMBOLIC_SUFFIXES = (".abc", ".mtf")
+SUFFIXES = {"symbolic": SYMBOLIC_SUFFIXES, "audio": (".npy",)}
+BYTES_A_PATCH = 20  # about, in ABC and in MTF; only the order of lengths depends on it
+BYTES_A_FLOAT = 4
+NAMED_PROBLEMS = 10  # how many bad lines or files a message names
+
+
+def item_rng(seed: int, epoch: int, index: int) -> random.Random:
+    """The generator of all random choices about one item in one epoch."""
+    return random.Random(f"{seed} {epoch} {index}")
+
+
+def split_indices(groups: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train and to evaluate on: `share` of the groups (at least one), each kept together."""
+    names = sorted(set(groups))
+    if not 0 < share < 1 or len(names) < 2:
+        raise InputError(
+            f"cannot hold out {share} of {len(names)} pieces for evaluation: name evaluation data, "
+            "or give at least two pieces and an EVAL_SPLIT between 0 and 1"
+        )
+    random.Random(seed).shuffle(names)
+    held_out = set(names[: min(max(1, round(share * len(names))), len(names) - 1)])
+    sides = [[], []]
+    for index, group in enumerate(groups):
+        sides[group in held_out].append(index)
+    return sides[0], sides[1]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; what is not UTF-8 is replaced, with a warning, so that it cannot end a training."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        logger.warning("%s: expected UTF-8, got %s; what is wrong is replaced", path, error)
+        return data.decode("utf-8", errors="replace")
+
+
+class M3Dataset(Dataset):
+    """Pieces as masked and original patches."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        *,
+        patchilizer: M3Patchilizer,
+        mask_ratio: float = 0.45,
+        training: bool = True,
+        seed: int = 42,
+    ):
+        self.files, self.patchilizer, self.mask_ratio = list(files), patchilizer, mask_ratio
+        self.training, self.seed = training, seed
+        self._lengths = [_patches(path.stat().st_size, patchilizer) for path in self.files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def length(self, epoch: int, index: int) -> float:
+        """About how many patches the item has."""
+        return self._lengths[index]
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Patches as read and as they were, uint8 [n, S], and which are to be reconstructed, bool [n]."""
+        epoch, index = item
+        rng = item_rng(self.seed, epoch, index)
+        patches = self.patchilizer.encode_array(
+            read_text(self.files[index]),
+            add_special_patches=True,
+            truncate=True,
+            random_truncate=self.training,
+            rng=rng,
+        )
+        selected = augment.select_patches(len(patches), self.mask_ratio, rng)
+        read = augment.corrupt_patches(patches, selected, rng) if self.training else patches
+        return {"input_patches": read, "selected_indices": selected, "target_patches": patches}
+
+
+def m3_files(folders: Sequence[str | Path]) -> list[Path]:
+    """Every .abc and .mtf under the folders that is not empty; the empty ones are named in a warning."""
+    files = [path for folder in folders for path in walk(folder, SYMBOLIC_SUFFIXES)]
+    full = [path for path in files if path.stat().st_size]
+    _report([f"expected music in {path}, got {_nothing(path)}" for path in files if path not in set(full)])
+    if not full:
+        raise InputError(f"{', '.join(map(str, folders))}: every .abc and .mtf file is empty")
+    return full
+
+
+class CLaMP3Dataset(Dataset):
+    """Pieces as a text's tokens and one or two of their files."""
+
+    def __init__(
+        self,
+        pieces: Sequence[dict],
+        *,
+        modality: str,
+        tokenizer: Callable,
+        patchilizer: M3Patchilizer,
+        max_text_length: int = 128,
+        max_audio_length: int = 128,
+        audio_size: int = 768,
+        training: bool = True,
+        text_dropout: bool = True,
+        instrument_dropout: float = 0.9,
+        hide_header_ratio: float = 0.0,
+        pairs: bool = False,
+        seed: int = 42,
+    ):
+        self.pieces, self.modality, self.tokenizer, self.patchilizer = (
+            pieces,
+            modality,
+            tokenizer,
+            patchilizer,
+        )
+        self.max_text_length, self.max_audio_length, self.audio_size = (
+            max_text_length,
+            max_audio_length,
+            audio_size,
+        )
+        self.training, self.text_dropout, self.pairs, self.seed = (
+            training,
+            training and text_dropout,
+            pairs,
+            seed,
+        )
+        self.instrument_dropout, self.hide_header_ratio = instrument_dropout, hide_header_ratio
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def length(self, epoch: int, index: int) -> float:
+        """About how many patches or frames the item's music has."""
+        sizes = self.pieces[index]["sizes"]
+        return sum(self._length(sizes[place]) for place in self._choose_files(index, self._rng(epoch, index)))
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, object]:
+        """Token ids [n]; a list of one or two pieces of music, patches [n, S] or frames [n, H]; keys [2]."""
+        epoch, index = item
+        rng = self._rng(epoch, index)
+        files = [self.pieces[index]["files"][place] for place in self._choose_files(index, rng)]
+        lines = self._lines(index, rng)
+        return {
+            "text": self._tokens(lines, rng),
+            "music": [self._music(path, rng) for path in files],
+            "index": index,
+            "keys": [_number("\n".join(sorted(lines))), _number(str(self.pieces[index]["id"]))],
+        }
+
+    def _rng(self, epoch: int, index: int) -> random.Random:
+        return item_rng(self.seed, epoch, index)
+
+    def _choose_files(self, index: int, rng: random.Random) -> list[int]:
+        """Places in the piece's list of files."""
+        files = self.pieces[index]["files"]
+        if not self.training:
+            return [_evaluation_file(files)]
+        if not self.pairs:
+            return [rng.randrange(len(files))]
+        return sorted(rng.sample(range(len(files)), 2)) if len(files) > 1 else [0, 0]
+
+    def _lines(self, index: int, rng: random.Random) -> list[str]:
+        piece = self.pieces[index]["fields"]
+        return augment.drop_text(piece, rng) if self.text_dropout else evaluation_lines(piece)
+
+    def _tokens(self, lines: list[str], rng: random.Random) -> np.ndarray:
+        ids = self.tokenizer(self.tokenizer.sep_token.join(lines), verbose=False)["input_ids"]
+        return np.array(self._truncate(ids, self.max_text_length, rng), dtype=np.int64)
+
+    def _truncate(self, sequence, longest: int, rng: random.Random):
+        return sequence[
+            augment.random_window(len(sequence), longest, rng) if self.training else slice(longest)
+        ]
+
+    def _music(self, path: Path, rng: random.Random) -> np.ndarray:
+        if self.modality == "audio":
+            return self._truncate(read_frames(path, self.audio_size), self.max_audio_length, rng)
+        text = read_text(path)
+        if self.training and rng.random() < self.instrument_dropout:
+            text = augment.remove_instrument_info(text)
+        if self.training and rng.random() < self.hide_header_ratio:
+            text = augment.hide_header(text)
+        return self.patchilizer.encode_array(
+            text, add_special_patches=True, truncate=True, random_truncate=self.training, rng=rng
+        )
+
+    def _length(self, size: int) -> float:
+        if self.modality == "audio":
+            return min(size / BYTES_A_FLOAT / self.audio_size, self.max_audio_length)
+        return _patches(size, self.patchilizer)
+
+
+def evaluation_lines(piece: dict) -> list[str]:
+    """The lines of `analysis`, or where there is none those of all the piece's fields and translations."""
+    translations = piece.get("translations") or {}
+    if isinstance(translations, list):
+        translations = translations[0] or {}
+    sources = ({"analysis": piece.get("analysis")}, augment.describing_fields(piece), translations)
+    return next((lines for lines in map(augment.text_lines, sources) if lines), [])
+
+
+def read_frames(path: Path, size: int) -> np.ndarray:
+    """Audio features of a .npy as frames [T + 2, size], a zero vector before and after."""
+    try:
+        return audio_frames(np.load(path, allow_pickle=False), size)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def read_pieces(jsonl: str | Path, modality: str) -> list[dict]:
+    """Pieces of a JSONL that have a text and a file of the modality: dicts of id, files, sizes and fields.
+
+    Lines that are no JSON object, and pieces without a text or a file that is there, are left out: they
+    are counted and named in a warning. An InputError where no piece is left.
+    """
+    jsonl = Path(jsonl)
+    pieces, problems = [], []
+    for number, line in enumerate(jsonl.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            piece, missing = _read_piece(line, jsonl, number, modality)
+            pieces.append(piece)
+        except InputError as error:
+            missing = [str(error)]
+        problems += [f"{jsonl}, line {number}: {problem}" for problem in missing]
+    _report(problems)
+    if not pieces:
+        raise InputError(f"{jsonl}: expected pieces with a text and {_names(modality)} files, found none")
+    return pieces
+
+
+def _read_piece(line: str, jsonl: Path, number: int, modality: str) -> tuple[dict, list[str]]:
+    """The piece of a line, and what is wrong with its files."""
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"expected a JSON object, got {error}") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"expected a JSON object, got {type(fields).__name__}")
+    if not evaluation_lines(fields):
+        raise InputError("expected a text field such as title or analysis, got none")
+    names = fields.get("filepaths") or []
+    paths = [jsonl.parent / name for name in ([names] if isinstance(names, str) else names)]
+    paths = [path for path in paths if path.suffix.lower() in SUFFIXES[modality]]
+    sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
+    problems = [f"expected music in {path}, got {_nothing(path)}" for path in paths if not sizes[path]]
+    files = [path for path in paths if sizes[path]]
+    if not files:
+        raise InputError(
+            "; ".join(problems) or f"expected {_names(modality)} files in filepaths, got {names}"
+        )
+    piece = {"id": fields.get("id", f"line {number}"), "files": files, "fields": fields}
+    return {**piece, "sizes": [sizes[path] for path in files]}, problems
+
+
+def _nothing(path: Path) -> str:
+    return "an empty file" if path.is_file() else "no file"
+
+
+def _report(problems: list[str]) -> None:
+    if problems:
+        shown = "\n  ".join(problems[:NAMED_PROBLEMS])
+        more = len(problems) - NAMED_PROBLEMS
+        rest = f"\n  and {more} more" if more > 0 else ""
+        logger.warning("%d problems, left out of the data:\n  %s%s", len(problems), shown, rest)
+
+
+def _names(modality: str) -> str:
+    return " or ".join(SUFFIXES[modality])
+
+
+def _evaluation_file(paths: list[Path]) -> int:
+    return next((place for place, path in enumerate(paths) if path.suffix.lower() == ".abc"), 0)
+
+
+def _patches(size: int, patchilizer: M3Patchilizer) -> float:
+    return min(size / BYTES_A_PATCH, patchilizer.patch_length)
+
+
+def _number(text: str) -> int:
+    """A whole number that equal texts share and others do not."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

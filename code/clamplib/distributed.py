@@ -1,0 +1,66 @@
+"""One process or several: the few things that training asks the others for; alone, each answers at once."""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def start() -> torch.device:
+    """Joins the processes that torchrun started, if it did, and returns this one's device."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # gloo beside NCCL: numbers on the CPU are agreed on without a wait for the GPU
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+    return device
+
+
+def stop() -> None:
+    """Leaves the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def total(value: float) -> float:
+    """Sum of the processes' values."""
+    if world_size() == 1:
+        return value
+    values = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(values)
+    return values.item()
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' values."""
+    if world_size() == 1:
+        return value
+    values = torch.tensor(value)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values.item()
+
+
+def gather(value: object) -> list:
+    """The values of all processes, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

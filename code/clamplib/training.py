@@ -1,0 +1,374 @@
+"""The one training loop: an objective is minimised, evaluated after every epoch, saved and resumed.
+
+Files, beside each other: NAME.pth is the epoch with the lowest evaluation loss, NAME_N.pth every few epochs,
+and NAME_latest.pth the state to go on from. Each has the published entries: model, optimizer, lr_sched,
+epoch, best_epoch, min_eval_loss, and modality for CLaMP 3.
+
+Resuming is exact, in the middle of an epoch too: items draw from (seed, epoch, index) and dropout from
+(seed, epoch, step, rank), so a checkpoint needs no generator's state.
+"""
+
+import logging
+import math
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from clamplib import distributed
+from clamplib.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from clamplib.files import InputError
+from clamplib.objectives import Objective
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}
+SCHEDULES = ("constant", "cosine")
+PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 30  # between two states of the progress bar
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train, apart from the data and the objective.
+
+    `stage` goes into the checkpoints, such as {"modality": "symbolic"}: training goes on from a checkpoint of
+    the same stage, and takes the weights alone from one of another.
+    """
+
+    weights_path: Path
+    logs_path: Path
+    epochs: int
+    learning_rate: float
+    warmup_steps: int = 1000
+    schedule: str = "constant"
+    weight_decay: float = 0.01
+    gradient_clip: float = 0.0
+    precision: str = "bf16"
+    deterministic: bool = True
+    load_checkpoint: bool = True
+    save_every: int = 5
+    seed: int = 42
+    stage: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+
+    @property
+    def latest_path(self) -> Path:
+        return self.weights_path.with_stem(f"{self.weights_path.stem}_latest")
+
+    def checkpoint(self) -> Path | None:
+        """What to go on from: the latest state, else the best one (a published one, say), if there is any."""
+        paths = [path for path in (self.latest_path, self.weights_path) if path.is_file()]
+        return paths[0] if paths and self.load_checkpoint else None
+
+    def epoch_path(self, epoch: int) -> Path:
+        return self.weights_path.with_stem(f"{self.weights_path.stem}_{epoch}")
+
+
+@dataclass
+class Progress:
+    """How far training is: `epoch` epochs done, and `step` steps of the next one with their `loss_sum`."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    min_eval_loss: float = math.inf
+    step: int = 0
+    loss_sum: float = 0.0
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    train_batches: DataLoader,
+    eval_batches: DataLoader,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    report: Callable[[dict], None] | None = None,
+) -> int:
+    """Trains to the end, or until SIGINT or SIGTERM, which saves first; returns the exit status of a script.
+
+    `report` is called after every epoch with its numbers. The status is 0, or 128 + the signal's number.
+    Raises FloatingPointError where the loss is no longer finite.
+    """
+    torch.backends.cudnn.deterministic = recipe.deterministic
+    torch.backends.cudnn.benchmark = not recipe.deterministic
+    state = _TrainingState(model.to(device), recipe, len(train_batches), device)
+    progress = state.resume()
+    if progress.epoch >= recipe.epochs:
+        _say(
+            f"Training has finished: {progress.epoch} of {recipe.epochs} epochs, best {progress.best_epoch}."
+        )
+        return 0
+    step = _parallel(_Loss(model, objective), device)
+    with _Signals() as signals:
+        while progress.epoch < recipe.epochs:
+            started = time.monotonic()
+            stopped_by = _train_epoch(step, state, progress, train_batches, signals)
+            if stopped_by:
+                state.save(recipe.latest_path, progress)
+                return _stopped(stopped_by)
+            numbers = {"epoch": progress.epoch + 1, "train_loss": progress.loss_sum / len(train_batches)}
+            numbers |= {
+                f"eval_{name}": value for name, value in _evaluate(state, objective, eval_batches).items()
+            }
+            numbers |= {"lr": state.scheduler.get_last_lr()[0], "seconds": time.monotonic() - started}
+            _finish_epoch(state, progress, numbers, report)
+            stopped_by = distributed.largest(signals.received)
+            if stopped_by:
+                return _stopped(stopped_by)
+    return 0
+
+
+def _stopped(number: int) -> int:
+    _say(f"Stopped by {signal.Signals(number).name}; the same command goes on from here.")
+    return 128 + number
+
+
+class _Loss(nn.Module):
+    """An objective's loss as a module's forward, which is what DistributedDataParallel takes."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: dict) -> torch.Tensor:
+        return self.objective.loss(self.model, batch)
+
+
+class _TrainingState:
+    """Model, optimizer, schedule and gradient scaler, and their checkpoints."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, steps_an_epoch: int, device: torch.device):
+        self.model, self.recipe, self.device = model, recipe, device
+        # All parameters, also the frozen ones, which get no gradient: so it is in the published files.
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        factor = _learning_rate_factor(recipe, recipe.epochs * steps_an_epoch)
+        self.scheduler = LambdaLR(self.optimizer, factor)
+        self.dtype = PRECISIONS[recipe.precision] if device.type == "cuda" else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One step of optimizer and schedule."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.recipe.gradient_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:  # a smaller scale: the gradients overflowed, no step was taken
+            self.scheduler.step()
+
+    def save(self, path: Path, progress: Progress) -> None:
+        """Writes a checkpoint; all processes call this, the first one writes, the others wait for it."""
+        if distributed.rank() == 0:
+            entries = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "lr_sched": self.scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
+            save_checkpoint(path, {**entries, **vars(progress), **self.recipe.stage})
+        distributed.wait()
+
+    def resume(self) -> Progress:
+        """Goes on from the recipe's checkpoint, if there is one."""
+        path = self.recipe.checkpoint()
+        if path is None:
+            return Progress()
+        found = load_checkpoint(path)
+        load_weights(self.model, found["model"], path)
+        differing = {name for name, value in self.recipe.stage.items() if found.get(name, value) != value}
+        if differing:
+            _say(f"Weights from {path}; a new stage begins ({', '.join(sorted(differing))} differs).")
+            return Progress()
+        try:
+            self.optimizer.load_state_dict(found["optimizer"])
+            self.scheduler.load_state_dict(found["lr_sched"])
+            if found.get("scaler"):
+                self.scaler.load_state_dict(found["scaler"])
+            progress = Progress(**{name: found[name] for name in vars(Progress()) if name in found})
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"{path}: expected a checkpoint to go on from, with optimizer and lr_sched ({error}). "
+                "Move it away, or set LOAD_CKPT to False."
+            ) from error
+        _say(f"Going on from {path}: {progress.epoch} epochs and {progress.step} steps are done.")
+        return progress
+
+
+def _learning_rate_factor(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        if step < recipe.warmup_steps:
+            return step / recipe.warmup_steps
+        if recipe.schedule == "constant":
+            return 1.0
+        done = (step - recipe.warmup_steps) / max(1, steps - recipe.warmup_steps)
+        return (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+    return factor
+
+
+def _parallel(step: nn.Module, device: torch.device) -> nn.Module:
+    if distributed.world_size() == 1:
+        return step
+    devices = [device] if device.type == "cuda" else None
+    # The poolers, for one, take no part in the loss.
+    return DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True)
+
+
+def _train_epoch(
+    step: nn.Module, state: _TrainingState, progress: Progress, batches: DataLoader, signals: "_Signals"
+) -> int:
+    """The rest of an epoch; returns the number of the signal that ended it early, or 0."""
+    state.model.train()
+    sampler = batches.batch_sampler
+    sampler.epoch, sampler.first_step = progress.epoch, progress.step
+    loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=state.device)
+    with _ProgressBar(progress.epoch + 1, sampler) as bar:
+        for batch in batches:
+            # Each rank its own dropout, and the same again after resuming.
+            torch.manual_seed(_step_seed(state.recipe.seed, progress))
+            with state.autocast():
+                loss = step(to_device(batch, state.device))
+            state.step(loss)
+            loss_sum += loss.detach()
+            progress.step += 1
+            bar.update(loss, progress)
+            stopped_by = distributed.largest(signals.received)
+            if stopped_by:
+                break
+    sampler.first_step = 0
+    progress.loss_sum = distributed.total(loss_sum.item()) / distributed.world_size()
+    _check_finite(progress.loss_sum, progress)
+    return stopped_by if progress.step < len(batches) else 0
+
+
+@torch.no_grad()
+def _evaluate(state: _TrainingState, objective: Objective, batches: DataLoader) -> dict[str, float]:
+    state.model.eval()
+    with state.autocast():
+        return objective.evaluate(state.model, (to_device(batch, state.device) for batch in batches))
+
+
+def _finish_epoch(
+    state: _TrainingState, progress: Progress, numbers: dict, report: Callable[[dict], None] | None
+) -> None:
+    """Saves and reports an epoch."""
+    recipe = state.recipe
+    progress.epoch, progress.step, progress.loss_sum = numbers["epoch"], 0, 0.0
+    improved = numbers["eval_loss"] < progress.min_eval_loss
+    if improved:
+        progress.best_epoch, progress.min_eval_loss = progress.epoch, numbers["eval_loss"]
+        state.save(recipe.weights_path, progress)
+    if progress.epoch % recipe.save_every == 0:
+        state.save(recipe.epoch_path(progress.epoch), progress)
+    state.save(recipe.latest_path, progress)
+    line = "  ".join(f"{name} {_short(value)}" for name, value in numbers.items()) + "  best" * improved
+    _say(line)
+    if distributed.rank() == 0:
+        with open(recipe.logs_path, "a", encoding="utf-8") as log:
+            log.write(line + "\n")
+        if report:
+            report(numbers)
+
+
+def to_device(batch, device: torch.device):
+    """Every tensor in a structure of dicts, lists and tuples, on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    return [to_device(value, device) for value in batch]
+
+
+class _Signals:
+    """Takes SIGINT and SIGTERM as a wish to stop after the step; a second one of a kind ends the process.
+
+    (One of each kind comes where torchrun passes an interrupt on.)
+    """
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self) -> "_Signals":
+        self.received = 0
+        self._before = {number: signal.signal(number, self._receive) for number in self.NUMBERS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = int(number)
+        signal.signal(number, self._before[number])
+
+
+class _ProgressBar:
+    """Items a second, time left and mean loss of an epoch, shown by the first process."""
+
+    def __init__(self, epoch: int, sampler):
+        self._sizes = [len(batch) for batch in sampler.batches()]
+        self._bar = tqdm(
+            total=sum(self._sizes),
+            initial=sum(self._sizes[: sampler.first_step]),
+            desc=f"epoch {epoch}",
+            unit="item",
+            mininterval=PROGRESS_SECONDS,
+            leave=False,
+            disable=distributed.rank() > 0,
+        )
+
+    def __enter__(self) -> "_ProgressBar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def update(self, loss: torch.Tensor, progress: Progress) -> None:
+        if self._bar.update(self._sizes[progress.step - 1]):  # shown just now: worth a wait for the GPU
+            value = loss.item()
+            self._bar.set_postfix(loss=f"{value:.4f}", refresh=False)
+            _check_finite(value, progress)
+
+
+def _check_finite(loss: float, progress: Progress) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} in epoch {progress.epoch + 1}, step {progress.step}. The last checkpoint is "
+            "kept; try a lower learning rate, gradient clipping, or precision float32."
+        )
+
+
+def _step_seed(seed: int, progress: Progress) -> int:
+    return random.Random(f"{seed} {progress.epoch} {progress.step} {distributed.rank()}").getrandbits(63)
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def _say(line: str) -> None:
+    if distributed.rank() == 0:
+        logger.info(line)
