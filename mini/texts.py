@@ -1,0 +1,447 @@
+"""Text for music: descriptions, captions and class prompts made from a piece's metadata, in seven languages.
+
+The words of a language live in `lexicon/<language>.json`: tables of terms (kinds of tune, keys, metres,
+moods, …) and rules (sentence shapes). Every entry is a template:
+
+    a|b        one of the alternatives (those that need an unknown fact are passed over)
+    (a|b)      the same inside a longer text
+    [ in {x}]  left out when it needs an unknown fact; without a slot, left out half of the time
+    {x}        a fact, a term for it or another rule; {X} capitalised; {x:f} feminine, whatever the noun
+    <a/b>      the form that agrees with the line's noun, in the order of the language's `genders`
+
+A fact appears once in a line at most: a slot whose fact was already used counts as unknown. Nouns begin with
+their gender where a language has genders ("f gigue"). The first alternative of everything is the plainest:
+captions are made of those.
+"""
+
+import dataclasses
+import functools
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+LANGUAGES = ("en", "de", "fr", "es", "it", "zh", "ja")
+LEXICON_FOLDER = Path(__file__).parent / "lexicon"
+
+TITLE_SHARE = 0.3  # of the lines of a description name the title; as many may name the composer
+KEEP_SHARES = (0.4, 0.6, 0.8, 1.0, 1.0)  # of the other facts, one share drawn a line
+LOWER_CASE_SHARE = 0.2  # of the lines are typed without capitals
+KEYWORD_SHARE = 0.2  # of the lines are keywords
+CAPTION_SHARE = 0.15  # of the lines have the shape of the caption
+STOP_SHARE = 0.6  # of the sentences end in a full stop
+PROMPT_COUNT = 16
+MAX_ATTEMPTS = 20  # draws for one line that is new and says something
+
+GROUPS = {  # what a kind of piece is for; selects the general noun ("dance tune") and the use ("to dance to")
+    "dance": "jig,slip jig,single jig,reel,hornpipe,strathspey,polka,clog,fling,set dance,walkaround,rag,"
+    "galop,schottische,mazurka,country dance,cotillion,quadrille",
+    "ballroom": "waltz,minuet,gavotte,allemande,polonaise,sarabande",
+    "march": "march,quickstep",
+    "melody": "air,harp tune,lament",
+    "vocal": "song,madrigal,ballata",
+    "church": "chorale,hymn,motet,mass",
+    "concert": "string quartet,piano piece,symphony,sonata,concerto",
+}
+GROUP_OF = {kind: group for group, kinds in GROUPS.items() for kind in kinds.split(",")}
+KIND_MOODS = {
+    "jig": "lively bouncy fast",
+    "single jig": "lively bouncy fast",
+    "slip jig": "bouncy lively graceful",
+    "reel": "lively fast driving",
+    "hornpipe": "playful bouncy lively",
+    "strathspey": "snappy proud",
+    "polka": "lively bouncy",
+    "clog": "playful bouncy",
+    "fling": "lively snappy",
+    "set dance": "lively",
+    "walkaround": "playful lively",
+    "rag": "playful lively",
+    "galop": "fast lively",
+    "waltz": "swaying graceful",
+    "minuet": "graceful",
+    "gavotte": "graceful",
+    "allemande": "graceful",
+    "march": "martial proud",
+    "quickstep": "martial lively",
+    "air": "lyrical",
+    "harp tune": "lyrical graceful",
+    "lament": "sad slow",
+    "song": "lyrical",
+    "madrigal": "lyrical",
+    "ballata": "lyrical",
+    "chorale": "solemn",
+    "hymn": "solemn",
+    "motet": "solemn",
+    "string quartet": "intimate",
+}
+MOOD_SYNONYMS = {
+    "plaintive": "sad",
+    "mournful": "sad",
+    "melancholy": "sad",
+    "spirited": "lively",
+    "animated": "lively",
+    "brisk": "lively",
+    "bold": "proud",
+    "merry": "cheerful",
+    "gay": "cheerful",
+    "gentle": "tender",
+    "sweet": "tender",
+    "affectionate": "tender",
+    "expressive": "lyrical",
+    "quiet": "calm",
+    "peaceful": "calm",
+    "grand": "majestic",
+    "stately": "majestic",
+    "religious": "solemn",
+    "graceful": "graceful",
+    "military": "martial",
+}
+QUICK_MOODS = {"cheerful", "lively", "fast", "bouncy", "driving", "playful"}
+SLOW_MOODS = {"slow", "calm", "sad", "tender", "solemn"}
+MINOR_MODES = {"minor", "dorian", "phrygian", "aeolian"}
+SELF_SCORED = {"string quartet", "piano piece"}  # the kind already names the instruments
+EPOCHS = (
+    (1420, "medieval"),
+    (1610, "renaissance"),
+    (1750, "baroque"),
+    (1820, "classical"),
+    (1905, "romantic"),
+)
+PRIME = 35  # a composer's age whose year places the music in an epoch and a century
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a piece; None or () is unknown and never appears in a text."""
+
+    title: str | None = None
+    kind: str | None = None  # "jig", "air", "string quartet", ... (the keys of a lexicon's `noun`)
+    tonic: str | None = None  # "C", "F#", "Bb"
+    mode: str | None = None  # "major", "minor", "dorian", "mixolydian", "phrygian", "lydian"
+    metre: str | None = None  # "6/8", "2/2", ...
+    tempo: str | None = None  # "very slow", "slow", "moderate", "lively", "fast"
+    mood: str | None = None  # "plaintive", "bold", ... (MOOD_SYNONYMS and the keys of a lexicon's `adj`)
+    composer: str | None = None
+    born: int | None = None  # the composer's year of birth
+    origin: str | None = None  # "Irish", "Scottish", "German", ...
+    collection: str | None = None
+    instruments: tuple[str, ...] = ()
+    song_language: str | None = None  # of the sung text: "German", "French", ...
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Facts))
+SLOT_FIELDS = {  # the facts that a slot speaks of, where that isn't the fact of the same name
+    "noun": ("kind",),
+    "nouns": ("kind",),
+    "key": ("mode", "tonic"),
+    "land": ("origin",),
+    "tongue": ("song_language",),
+    "forces": ("instruments",),
+    "year": ("born",),
+    "epoch": ("born",),
+    "century": ("born",),
+}
+
+
+class FirstChoice:
+    """Stands in for random.Random where a text is to be the plainest one."""
+
+    def sample(self, options: Sequence, k: int) -> Sequence:
+        return options
+
+    def random(self) -> float:
+        return 1.0
+
+
+def moods(facts: Facts) -> list[str]:
+    """The moods that the facts support, the explicit one first; empty when they support none."""
+    stated = stated_moods(facts)
+    group = GROUP_OF.get(facts.kind)
+    slow = facts.tempo in ("very slow", "slow") or (facts.kind in ("air", "lament") and facts.tempo is None)
+    quick = facts.tempo in ("lively", "fast") or (
+        group == "dance" and not slow and facts.kind != "strathspey"
+    )
+    minor = facts.mode in MINOR_MODES
+    found = KIND_MOODS.get(facts.kind, "").split()
+    if slow:
+        found += ["slow", "calm"] + ["tender"] * (facts.mode == "major")
+    if minor:
+        found += ["sad"] * (slow or group in ("melody", "vocal")) + ["dark"] * bool(facts.kind)
+    if quick and facts.mode == "major":
+        found += ["cheerful"]
+    barred = (QUICK_MOODS if slow else set()) | (SLOW_MOODS if quick else set())
+    return list(dict.fromkeys(stated + [mood for mood in found if mood not in barred]))
+
+
+def stated_moods(facts: Facts) -> list[str]:
+    """The moods that the metadata name: its mood and its tempo."""
+    mood = MOOD_SYNONYMS.get(facts.mood, facts.mood)
+    tempo = "slow" if facts.tempo == "very slow" else facts.tempo
+    return [word for word in (mood, tempo) if word]
+
+
+@functools.cache
+def load_lexicon(language: str) -> dict:
+    """The tables and rules of one language.
+
+    Raises:
+        ValueError: the language is none of LANGUAGES.
+    """
+    if language not in LANGUAGES:
+        raise ValueError(f"language {language!r}: expected one of {', '.join(LANGUAGES)}")
+    return json.loads((LEXICON_FOLDER / f"{language}.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def parse(template: str) -> list[list]:
+    """A template as alternatives, each a list of nodes: a str or a (type, content) tuple."""
+    tokens = re.findall(r"[\[\](|)]|\{[^}]*\}|<[^>]*>|[^\[\](|){<]+", template)
+    alternatives = _alternatives(tokens)
+    if tokens:
+        raise ValueError(f"template {template!r}: unbalanced {tokens[0]!r}")
+    return alternatives
+
+
+def _alternatives(tokens: list[str]) -> list[list]:
+    """Consumes tokens up to the bracket that closes this level."""
+    alternatives: list[list] = [[]]
+    while tokens and tokens[0] not in ")]":
+        token = tokens.pop(0)
+        if token == "|":
+            alternatives.append([])
+        elif token in "([":
+            alternatives[-1].append(("choice" if token == "(" else "option", _alternatives(tokens)))
+            tokens.pop(0)
+        elif token[0] == "{":
+            alternatives[-1].append(("slot", token[1:-1]))
+        elif token[0] == "<":
+            alternatives[-1].append(("agree", token[1:-1].split("/")))
+        else:
+            alternatives[-1].append(token)
+    return alternatives
+
+
+class Line:
+    """One line of text in the making: which facts it may use, which it has used, and the noun it is about."""
+
+    def __init__(self, facts: Facts, fields: set[str], mood_pool: list[str], lexicon: dict, rng) -> None:
+        self.facts, self.lexicon, self.rng = facts, lexicon, rng
+        self.fields = {field for field in fields if getattr(facts, field)}
+        self.used = {"instruments"} if "kind" in self.fields and facts.kind in SELF_SCORED else set()
+        known = [mood for mood in mood_pool if mood in lexicon["adj"]]
+        self.moods = dict(zip(("adj", "adj2"), rng.sample(known, min(2, len(known))), strict=False))
+        self.gender = lexicon["genders"][:1]
+        self.noun = self._noun("noun")
+        if lexicon["genders"]:
+            self.gender, _, self.noun = self.noun.partition(" ")
+
+    def write(self, rule: str) -> str | None:
+        """The text of a rule with runs of blanks closed, or None when its facts are unknown."""
+        text = self.choice(parse("|".join(self.lexicon["rules"][rule])))
+        if text is None:
+            return None
+        for pattern, replacement in self.lexicon["fixes"]:
+            text = re.sub(pattern, replacement, text)
+        return re.sub(r" (?=[,.])", "", re.sub(r"\s+", " ", text)).strip(" ,")
+
+    def choice(self, alternatives: list[list]) -> str | None:
+        for alternative in self.rng.sample(alternatives, len(alternatives)):
+            used = set(self.used)
+            text = self._sequence(alternative)
+            if text is not None:
+                return text
+            self.used = used
+        return None
+
+    def _sequence(self, nodes: list) -> str | None:
+        parts = []
+        for node in nodes:
+            part = node if isinstance(node, str) else self._node(*node)
+            if part is None:
+                return None
+            parts.append(part)
+        return "".join(parts)
+
+    def _node(self, node_type: str, content) -> str | None:
+        if node_type == "choice":
+            return self.choice(content)
+        if node_type == "agree":
+            return content[self.lexicon["genders"].index(self.gender)]
+        if node_type == "slot":
+            return self._slot(content)
+        plain = all(isinstance(node, str) for nodes in content for node in nodes)
+        return "" if plain and self.rng.random() >= 0.5 else self.choice(content) or ""
+
+    def _slot(self, slot: str) -> str | None:
+        name, _, gender = slot.partition(":")
+        gender_before, self.gender = self.gender, gender or self.gender
+        text = self._value(name.lower())
+        self.gender = gender_before
+        return text[0].upper() + text[1:] if text and name[0].isupper() else text
+
+    def _value(self, name: str) -> str | None:
+        """The text of a slot, its facts marked as used; None when it is unknown or said already."""
+        if name in self.lexicon["rules"]:
+            return self.choice(parse("|".join(self.lexicon["rules"][name])))
+        if name in ("tonic", "letter", "sig"):  # parts of a term
+            return {
+                "tonic": self._tonic,
+                "letter": lambda: self.facts.tonic,
+                "sig": lambda: self.facts.metre,
+            }[name]()
+        fields = set(SLOT_FIELDS.get(name, (name,)))
+        if name == "origin" and "origin" not in self.fields:
+            fields = {"song_language"}  # "a German song"
+        if fields & self.used:
+            return None
+        text = self.noun if name == "noun" else self._term(name, fields)
+        if text is not None and not (fields == {"kind"} and "kind" not in self.fields):
+            self.used |= fields
+        return text
+
+    def _term(self, name: str, fields: set[str]) -> str | None:
+        if name in ("adj", "adj2"):
+            return self._lookup("adj", self.moods[name]) if name in self.moods else None
+        if name == "use":
+            return self._lookup("use", GROUP_OF.get(self.facts.kind), fall_back=False)
+        if name == "nouns":
+            return self._noun("nouns")
+        if not fields <= self.fields:
+            return None
+        if name == "forces":
+            return self._forces()
+        if name in ("title", "composer", "collection"):
+            return getattr(self.facts, name)
+        if name in ("year", "epoch", "century"):
+            return self._time(name)
+        if name == "origin" and fields == {"song_language"}:
+            return self._lookup("origin", self.facts.song_language, fall_back=False)
+        return self._lookup(
+            name, getattr(self.facts, SLOT_FIELDS.get(name, (name,))[0]), fall_back=name != "land"
+        )
+
+    def _lookup(self, table: str, key: str | None, fall_back: bool = True) -> str | None:
+        """The term for a key, by default the table's pattern for others ("*") or the (English) key itself."""
+        terms = self.lexicon[table]
+        if key in terms:
+            return self.choice(parse(terms[key]))
+        if not fall_back:
+            return None
+        return self.choice(parse(terms["*"])) if "*" in terms else key
+
+    def _noun(self, table: str) -> str | None:
+        """The noun for the kind, or a general one when the kind is unknown; with its gender in front."""
+        if "kind" in self.fields:
+            if table == "nouns" or self.facts.kind in self.lexicon[table]:
+                return self._lookup(table, self.facts.kind, fall_back=False)
+            return f"{self.lexicon['genders'][:1]} {self.facts.kind}".strip()
+        general = self.lexicon["general_" + table]
+        group = GROUP_OF.get(self.facts.kind, "any")
+        options = general["any"] + ("|" + general[group] if group in general else "")
+        return self.choice(parse(options))
+
+    def _tonic(self) -> str:
+        terms, tonic = self.lexicon["tonic"], self.facts.tonic
+        if tonic not in terms:
+            tonic, accidental = tonic[0], tonic[1:]
+            pattern = terms.get(accidental, "{base}" + accidental)
+            return self.choice(parse(pattern.replace("{base}", terms.get(tonic, tonic))))
+        return terms[tonic]
+
+    def _forces(self) -> str | None:
+        names = self.facts.instruments
+        if ", ".join(names) in self.lexicon["ensemble"]:
+            return self._lookup("ensemble", ", ".join(names))
+        words = [self._lookup("instrument", name) for name in dict.fromkeys(names)]
+        head, last = self.lexicon["comma"].join(words[:-1]), words[-1]
+        return head + self.lexicon["and"] + last if head else last
+
+    def _time(self, name: str) -> str | None:
+        year = self.facts.born + PRIME
+        if name == "year":
+            return str(self.facts.born)
+        if name == "century":
+            return self._lookup("century", str(year // 100 + 1), fall_back=False)
+        epoch = next((epoch for end, epoch in EPOCHS if year < end), "modern")
+        return self._lookup("epoch", epoch)
+
+
+def _kept_fields(facts: Facts, rng: random.Random) -> set[str]:
+    """The facts that one line may use: two at least, often all; title and composer seldom."""
+    named = [field for field in ("title", "composer") if rng.random() < TITLE_SHARE]
+    others = [field for field in FIELDS if field not in ("title", "composer") and getattr(facts, field)]
+    count = max(min(2, len(others)), round(rng.choice(KEEP_SHARES) * len(others)))
+    kept = set(rng.sample(others, count) + named)
+    return kept if "mode" in kept else kept - {"tonic"}  # a tonic alone would be read as a major key
+
+
+def _typed(text: str, keywords: bool, lexicon: dict, rng: random.Random) -> str:
+    """Capitals and full stop as people type them: mostly, not always."""
+    if keywords:
+        return text.lower() if rng.random() < 0.5 else text
+    if rng.random() < LOWER_CASE_SHARE:
+        return text.lower()
+    stop = lexicon["stop"] if text[-1].isalnum() and rng.random() < STOP_SHARE else ""
+    return text[0].upper() + text[1:] + stop
+
+
+def _draw(facts: Facts, lexicon: dict, rng: random.Random, said: frozenset[str]) -> str | None:
+    """One random line that says something and speaks of the fields in `said`; None when none was found."""
+    for _ in range(MAX_ATTEMPTS):
+        line = Line(facts, _kept_fields(facts, rng), moods(facts), lexicon, rng)
+        shares = (KEYWORD_SHARE, CAPTION_SHARE, 1 - KEYWORD_SHARE - CAPTION_SHARE)
+        shape = rng.choices(("keywords", "caption", "lines"), shares)[0]
+        if line.fields & {"title", "composer"}:
+            shape = "named"
+        text = line.write(shape)
+        if text and line.used - {"instruments"} and said <= line.used:
+            return _typed(text, shape == "keywords", lexicon, rng)
+    return None if said else line.write("np")
+
+
+def _distinct(facts: Facts, lexicon: dict, rng: random.Random, count: int, said=frozenset()) -> list[str]:
+    """Up to `count` different lines, each of which speaks of the fields in `said`."""
+    lines: dict[str, None] = {}
+    for _ in range(count * MAX_ATTEMPTS):
+        lines[_draw(facts, lexicon, rng, said)] = None
+        if len(lines) - (None in lines) == count:
+            break
+    return [line for line in lines if line]
+
+
+def describe(facts: Facts, language: str, rng: random.Random) -> list[str]:
+    """Four to seven lines for training: sentences, questions, phrases and keywords over random facts."""
+    return _distinct(facts, load_lexicon(language), rng, rng.randint(4, 7))
+
+
+def caption(facts: Facts, language: str) -> str:
+    """The plain sentence for evaluation: every fact but the title and the composer."""
+    lexicon = load_lexicon(language)
+    fields = set(FIELDS) - {"title", "composer"}
+    pool = stated_moods(facts) if facts.mood else []
+    text = Line(facts, fields, pool, lexicon, FirstChoice()).write("caption")
+    return text[0].upper() + text[1:] + lexicon["stop"]
+
+
+def prompts(field: str, value: str, language: str) -> list[str]:
+    """Paraphrases of one class for zero-shot classification, to be averaged.
+
+    Args:
+        field: "kind", "mode", "metre", "song_language", "origin" or "ensemble".
+        value: as in Facts; for "ensemble" "song" or "string quartet".
+
+    Raises:
+        ValueError: the field is none of these.
+    """
+    if field not in ("kind", "mode", "metre", "song_language", "origin", "ensemble"):
+        raise ValueError(f"field {field!r}: expected kind, mode, metre, song_language, origin or ensemble")
+    facts = Facts(**{"kind" if field == "ensemble" else field: value})
+    if field == "ensemble" and value == "song":
+        facts = Facts(kind="song", instruments=("voice", "piano"))
+    if field == "song_language":
+        facts = Facts(kind="song", song_language=value)
+    rng = random.Random(f"{field} {value} {language}")
+    said = frozenset({"kind" if field == "ensemble" else field})
+    return _distinct(facts, load_lexicon(language), rng, PROMPT_COUNT, said)
