@@ -2,7 +2,7 @@
 
 import sys
 
-from utils import run_training
+from training_utils import run_training
 
 EXAMPLE = """examples:
   python train_m3.py

@@ -60,18 +60,22 @@ def describing_fields(piece: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in piece.items() if name not in NOT_TEXT}
 
 
+def translations(piece: Mapping[str, object]) -> list[Mapping[str, object]]:
+    """The translations of a piece's fields: none, one or a list of them."""
+    value = piece.get("translations")
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Mapping)]
+
+
 def drop_text(piece: Mapping[str, object], rng: random.Random) -> list[str]:
     """Random lines of a piece's texts in random order.
 
     Half the time they come from `translations` (if it has any; of a list of translations one is drawn),
     else from the piece's own fields; each line is kept half the time, all of them if none was.
     """
-    translations = piece.get("translations") or {}
-    if isinstance(translations, list):
-        translations = rng.choice(translations) or {}
+    translation = rng.choice(translations(piece) or [{}])
     translated = rng.random() < TRANSLATION_SHARE
-    lines = text_lines(translations) if translated else []
-    lines = lines or text_lines(describing_fields(piece)) or text_lines(translations)
+    lines = text_lines(translation) if translated else []
+    lines = lines or text_lines(describing_fields(piece)) or text_lines(translation)
     kept = [line for line in lines if rng.random() < LINE_SHARE] or lines
     rng.shuffle(kept)
     return kept

@@ -2,7 +2,7 @@
 
 An item is asked for as (epoch, index). All its random choices come from a generator seeded by
 (seed, epoch, index), so that they depend neither on the number of workers nor on where training resumed.
-Evaluation items make no random choices. All files are looked at when a dataset is made, not in mid-epoch.
+Bad lines, and files that are missing or empty, are found when a list of pieces is read, not in mid-epoch.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from clamplib import augment
-from clamplib.files import InputError, walk
+from clamplib.files import InputError, key, walk
 from clamplib.patchilizer import M3Patchilizer
 from clamplib.sequences import audio_frames
 
@@ -26,7 +26,6 @@ SYMBOLIC_SUFFIXES = (".abc", ".mtf")
 SUFFIXES = {"symbolic": SYMBOLIC_SUFFIXES, "audio": (".npy",)}
 BYTES_A_PATCH = 20  # about, in ABC and in MTF; only the order of lengths depends on it
 BYTES_A_FLOAT = 4
-NAMED_PROBLEMS = 10  # how many bad lines or files a message names
 
 
 def item_rng(seed: int, epoch: int, index: int) -> random.Random:
@@ -34,20 +33,20 @@ def item_rng(seed: int, epoch: int, index: int) -> random.Random:
     return random.Random(f"{seed} {epoch} {index}")
 
 
-def split_indices(groups: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train and to evaluate on: `share` of the groups (at least one), each kept together."""
-    names = sorted(set(groups))
-    if not 0 < share < 1 or len(names) < 2:
+def split_items(items: Sequence, share: float, seed: int) -> tuple[list, list]:
+    """Items (dicts with an id) to train and to evaluate on: a share of the ids, at least one, is held out."""
+    ids = sorted({item["id"] for item in items})
+    if not 0 < share < 1 or len(ids) < 2:
         raise InputError(
-            f"cannot hold out {share} of {len(names)} pieces for evaluation: name evaluation data, "
+            f"cannot hold out {share} of {len(ids)} pieces for evaluation: name evaluation data, "
             "or give at least two pieces and an EVAL_SPLIT between 0 and 1"
         )
-    random.Random(seed).shuffle(names)
-    held_out = set(names[: min(max(1, round(share * len(names))), len(names) - 1)])
-    sides = [[], []]
-    for index, group in enumerate(groups):
-        sides[group in held_out].append(index)
-    return sides[0], sides[1]
+    random.Random(seed).shuffle(ids)
+    held_out = set(ids[: min(max(1, round(share * len(ids))), len(ids) - 1)])
+    sides = [], []
+    for item in items:
+        sides[item["id"] in held_out].append(item)
+    return sides
 
 
 def read_text(path: Path) -> str:
@@ -65,30 +64,29 @@ class M3Dataset(Dataset):
 
     def __init__(
         self,
-        files: Sequence[Path],
+        pieces: Sequence[dict],
         *,
         patchilizer: M3Patchilizer,
         mask_ratio: float = 0.45,
         training: bool = True,
         seed: int = 42,
     ):
-        self.files, self.patchilizer, self.mask_ratio = list(files), patchilizer, mask_ratio
+        self.pieces, self.patchilizer, self.mask_ratio = pieces, patchilizer, mask_ratio
         self.training, self.seed = training, seed
-        self._lengths = [_patches(path.stat().st_size, patchilizer) for path in self.files]
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.pieces)
 
     def length(self, epoch: int, index: int) -> float:
         """About how many patches the item has."""
-        return self._lengths[index]
+        return _patches(self.pieces[index]["size"], self.patchilizer)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, np.ndarray]:
         """Patches as read and as they were, uint8 [n, S], and which are to be reconstructed, bool [n]."""
         epoch, index = item
         rng = item_rng(self.seed, epoch, index)
         patches = self.patchilizer.encode_array(
-            read_text(self.files[index]),
+            read_text(self.pieces[index]["file"]),
             add_special_patches=True,
             truncate=True,
             random_truncate=self.training,
@@ -99,14 +97,22 @@ class M3Dataset(Dataset):
         return {"input_patches": read, "selected_indices": selected, "target_patches": patches}
 
 
-def m3_files(folders: Sequence[str | Path]) -> list[Path]:
-    """Every .abc and .mtf under the folders that is not empty; the empty ones are named in a warning."""
-    files = [path for folder in folders for path in walk(folder, SYMBOLIC_SUFFIXES)]
-    full = [path for path in files if path.stat().st_size]
-    _report([f"expected music in {path}, got {_nothing(path)}" for path in files if path not in set(full)])
-    if not full:
+def m3_files(folders: Sequence[str | Path]) -> tuple[list[dict], list[str]]:
+    """Every .abc and .mtf under the folders that is not empty, and what is wrong with the others.
+
+    Dicts of file, its size, and id: its path below the folder without suffix, so that an .abc and an .mtf of
+    one name are one piece.
+    """
+    pieces, problems = [], []
+    for folder in folders:
+        for path in walk(folder, SYMBOLIC_SUFFIXES):
+            if size := path.stat().st_size:
+                pieces.append({"id": key(path, folder), "file": path, "size": size})
+            else:
+                problems.append(f"{path}: expected music, got an empty file")
+    if not pieces:
         raise InputError(f"{', '.join(map(str, folders))}: every .abc and .mtf file is empty")
-    return full
+    return pieces, problems
 
 
 class CLaMP3Dataset(Dataset):
@@ -166,7 +172,7 @@ class CLaMP3Dataset(Dataset):
             "text": self._tokens(lines, rng),
             "music": [self._music(path, rng) for path in files],
             "index": index,
-            "keys": [_number("\n".join(sorted(lines))), _number(str(self.pieces[index]["id"]))],
+            "keys": [_number("\n".join(sorted(lines))), _number(self.pieces[index]["id"])],
         }
 
     def _rng(self, epoch: int, index: int) -> random.Random:
@@ -213,11 +219,12 @@ class CLaMP3Dataset(Dataset):
 
 
 def evaluation_lines(piece: dict) -> list[str]:
-    """The lines of `analysis`, or where there is none those of all the piece's fields and translations."""
-    translations = piece.get("translations") or {}
-    if isinstance(translations, list):
-        translations = translations[0] or {}
-    sources = ({"analysis": piece.get("analysis")}, augment.describing_fields(piece), translations)
+    """The lines of `analysis`, or else those of all the piece's fields, or else of a translation."""
+    sources = (
+        {"analysis": piece.get("analysis")},
+        augment.describing_fields(piece),
+        *augment.translations(piece),
+    )
     return next((lines for lines in map(augment.text_lines, sources) if lines), [])
 
 
@@ -229,30 +236,33 @@ def read_frames(path: Path, size: int) -> np.ndarray:
         raise InputError(f"{path}: {error}") from error
 
 
-def read_pieces(jsonl: str | Path, modality: str) -> list[dict]:
-    """Pieces of a JSONL that have a text and a file of the modality: dicts of id, files, sizes and fields.
+def read_pieces(jsonl: str | Path, modality: str) -> tuple[list[dict], list[str]]:
+    """Pieces of a JSONL that have a text and a file of the modality, and what is wrong with the other lines.
 
-    Lines that are no JSON object, and pieces without a text or a file that is there, are left out: they
-    are counted and named in a warning. An InputError where no piece is left.
+    Dicts of id, files, their sizes, and fields. A file that is missing or empty is left out of its piece.
+    InputError where no piece is left.
     """
     jsonl = Path(jsonl)
     pieces, problems = [], []
-    for number, line in enumerate(jsonl.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            piece, missing = _read_piece(line, jsonl, number, modality)
-            pieces.append(piece)
-        except InputError as error:
-            missing = [str(error)]
-        problems += [f"{jsonl}, line {number}: {problem}" for problem in missing]
-    _report(problems)
+    with open(jsonl, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                piece, missing = _read_piece(line, jsonl, number, modality)
+                pieces.append(piece)
+            except InputError as error:
+                missing = [str(error)]
+            problems += [f"{jsonl}, line {number}: {problem}" for problem in missing]
     if not pieces:
-        raise InputError(f"{jsonl}: expected pieces with a text and {_names(modality)} files, found none")
-    return pieces
+        found = f"; the first problem: {problems[0]}" if problems else ""
+        raise InputError(
+            f"{jsonl}: expected pieces with a text and {_names(modality)} files, got none{found}"
+        )
+    return pieces, problems
 
 
-def _read_piece(line: str, jsonl: Path, number: int, modality: str) -> tuple[dict, list[str]]:
+def _read_piece(line: bytes, jsonl: Path, number: int, modality: str) -> tuple[dict, list[str]]:
     """The piece of a line, and what is wrong with its files."""
     try:
         fields = json.loads(line)
@@ -262,9 +272,10 @@ def _read_piece(line: str, jsonl: Path, number: int, modality: str) -> tuple[dic
         raise InputError(f"expected a JSON object, got {type(fields).__name__}")
     if not evaluation_lines(fields):
         raise InputError("expected a text field such as title or analysis, got none")
-    names = fields.get("filepaths") or []
-    paths = [jsonl.parent / name for name in ([names] if isinstance(names, str) else names)]
-    paths = [path for path in paths if path.suffix.lower() in SUFFIXES[modality]]
+    names = fields.get("filepaths")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"expected filepaths to be a list of paths, got {names!r}")
+    paths = [jsonl.parent / name for name in names if Path(name).suffix.lower() in SUFFIXES[modality]]
     sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
     problems = [f"expected music in {path}, got {_nothing(path)}" for path in paths if not sizes[path]]
     files = [path for path in paths if sizes[path]]
@@ -272,20 +283,13 @@ def _read_piece(line: str, jsonl: Path, number: int, modality: str) -> tuple[dic
         raise InputError(
             "; ".join(problems) or f"expected {_names(modality)} files in filepaths, got {names}"
         )
-    piece = {"id": fields.get("id", f"line {number}"), "files": files, "fields": fields}
+    name = fields.get("id")
+    piece = {"id": f"line {number}" if name is None else str(name), "files": files, "fields": fields}
     return {**piece, "sizes": [sizes[path] for path in files]}, problems
 
 
 def _nothing(path: Path) -> str:
     return "an empty file" if path.is_file() else "no file"
-
-
-def _report(problems: list[str]) -> None:
-    if problems:
-        shown = "\n  ".join(problems[:NAMED_PROBLEMS])
-        more = len(problems) - NAMED_PROBLEMS
-        rest = f"\n  and {more} more" if more > 0 else ""
-        logger.warning("%d problems, left out of the data:\n  %s%s", len(problems), shown, rest)
 
 
 def _names(modality: str) -> str:

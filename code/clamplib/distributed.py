@@ -9,14 +9,19 @@ import torch.distributed as dist
 def start() -> torch.device:
     """Joins the processes that torchrun started, if it did, and returns this one's device."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = _device(local_rank)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         # gloo beside NCCL: numbers on the CPU are agreed on without a wait for the GPU
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
     return device
+
+
+def _device(local_rank: int) -> torch.device:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def stop() -> None:
@@ -35,8 +40,7 @@ def world_size() -> int:
 
 def wait() -> None:
     """Until all processes are here."""
-    if world_size() > 1:
-        dist.barrier()
+    total(0)
 
 
 def total(value: float) -> float:

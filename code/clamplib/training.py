@@ -245,7 +245,7 @@ def _train_epoch(
     state.model.train()
     sampler = batches.batch_sampler
     sampler.epoch, sampler.first_step = progress.epoch, progress.step
-    loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=state.device)
+    loss_sum = torch.tensor(progress.loss_sum, device=state.device)
     with _ProgressBar(progress.epoch + 1, sampler) as bar:
         for batch in batches:
             # Each rank its own dropout, and the same again after resuming.
