@@ -13,6 +13,7 @@ import re
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ XML2ABC_OPTIONS = SimpleNamespace(  # those of `xml2abc -d 8 -x`
     i=None, j=None, s=None, stm=None, t=None, u=None, v1=None,
 )  # fmt: skip
 DROPPED_FIELDS = ["X:", "T:", "C:", "W:", "w:", "Z:", "%%MIDI"]
+CONTAINER = "META-INF/container.xml"  # names the score in an .mxl archive
+NO_SCORE = re.compile(r"META-INF/|__MACOSX/|(.*/)?\._")
 MAX_UNZIPPED = 256 * 2**20  # bytes; the largest real scores are some 50 MB
 MAX_REST = 9999  # bars; abc2xml writes every one of them out
 FIELD = re.compile(r"[A-Za-z]:|%%")
@@ -133,19 +136,17 @@ def xml_to_abc(score: str | Path | bytes) -> str:
     data = score if isinstance(score, bytes) else Path(score).read_bytes()
     data = _unzip(data, name) if data[:2] == b"PK" else data.lstrip()
     _refuse_entities(data, name)
+    _require_partwise(data, name)
     output = io.StringIO()
     with _quiet(name):
         xml2abc.abcOut = xml2abc.ABCoutput("", "", 0, XML2ABC_OPTIONS)  # the global it writes to
         xml2abc.abcOut.outfile = output
         try:
             xml2abc.Parser(XML2ABC_OPTIONS).parse(io.BytesIO(data))
-        except ElementTree.ParseError as error:
-            came = "an empty file" if not data else f"{data[:40]!r}... ({error})"
-            raise InputError(f"{name}: expected MusicXML, came {came}") from error
         except Exception as error:  # xml2abc raises whatever a broken score leads to
             raise InputError(f"{name}: expected sound MusicXML, xml2abc met {_reason(error)}") from error
     if not output.getvalue():
-        raise InputError(f"{name}: expected a MusicXML score (score-partwise) with notes, came none")
+        raise InputError(f"{name}: expected a score with notes, came one without")
     return output.getvalue()
 
 
@@ -261,24 +262,37 @@ def _unzip(data: bytes, name: str) -> bytes:
     """The score inside an .mxl file: what its container names, else the first that looks like one."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = [n for n in archive.namelist() if not n.startswith(("META-INF", "__MACOSX"))]
-            members = [n for n in members if n.lower().endswith((".xml", ".musicxml"))]
-            if "META-INF/container.xml" in archive.namelist():
-                container = archive.read("META-INF/container.xml")
+            members = archive.namelist()
+            named = []
+            if CONTAINER in members:
+                container = _member(archive, CONTAINER, name)
                 _refuse_entities(container, name)
-                named = [
-                    e.get("full-path") for e in ElementTree.fromstring(container).iter() if e.get("full-path")
-                ]
-                members = [n for n in named if n in archive.namelist()] + members
-            if not members:
-                raise InputError(
-                    f"{name}: expected a MusicXML file in the archive, came {archive.namelist()[:5]}"
-                )
-            if archive.getinfo(members[0]).file_size > MAX_UNZIPPED:
-                raise InputError(f"{name}: expected at most {MAX_UNZIPPED} bytes when unzipped, came more")
-            return archive.read(members[0])
-    except (zipfile.BadZipFile, ElementTree.ParseError, NotImplementedError, RuntimeError, OSError) as error:
-        raise InputError(f"{name}: expected a whole .mxl archive, came a broken one ({error})") from error
+                named = [element.get("full-path") for element in ElementTree.fromstring(container).iter()]
+            scores = [member for member in named if member in members]
+            scores += [
+                m for m in members if m.lower().endswith((".xml", ".musicxml")) and not NO_SCORE.match(m)
+            ]
+            if not scores:
+                raise InputError(f"{name}: expected a MusicXML file in the archive, came {members[:5]}")
+            return _member(archive, scores[0], name)
+    except (zipfile.BadZipFile, zlib.error, ElementTree.ParseError, OSError, RuntimeError) as error:
+        raise InputError(f"{name}: expected a sound .mxl archive, came a broken one ({error})") from error
+
+
+def _member(archive: zipfile.ZipFile, member: str, name: str) -> bytes:
+    if archive.getinfo(member).file_size > MAX_UNZIPPED:
+        raise InputError(f"{name}: expected at most {MAX_UNZIPPED} bytes when unzipped, came more")
+    return archive.read(member)
+
+
+def _require_partwise(data: bytes, name: str) -> None:
+    try:
+        _, root = next(ElementTree.iterparse(io.BytesIO(data), events=("start",)))
+    except ElementTree.ParseError as error:
+        came = f"{data[:40]!r} ({error})" if data else "an empty file"
+        raise InputError(f"{name}: expected MusicXML, came {came}") from error
+    if root.tag != "score-partwise":
+        raise InputError(f"{name}: expected MusicXML of the kind score-partwise, came <{root.tag}>")
 
 
 def _refuse_entities(data: bytes, name: str) -> None:
