@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from clamplib.metrics import ranks, retrieval_metrics
 
 

@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+
 from clamplib import retrieval
 from clamplib.files import InputError
 from clamplib.retrieval import (

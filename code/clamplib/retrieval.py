@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clamplib.arrays import load_array
 from clamplib.files import InputError, atomic_path, key, show, walk
 from clamplib.metrics import ranks
 from clamplib.space import check_same_space, read_space
@@ -29,7 +30,7 @@ class Features:
     matrix: np.ndarray  # float32 [N, D], each row divided by its length
     lengths: np.ndarray  # float32 [N], what the rows were divided by
     paths: list[Path]
-    failures: list[InputError]  # files that hold no usable vector, left out
+    failures: list[Exception]  # files that hold no usable vector, left out
     space: dict | None
 
     def __len__(self) -> int:
@@ -48,25 +49,13 @@ class Pairs:
 
 def load_vector(path: str | Path) -> np.ndarray:
     """The vector in a .npy file as float32 [D]; InputError says what is wrong with it."""
-    try:
-        with open(path, "rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(
-            f"{show(path)}: expected a .npy file of numbers, could not read it ({error})"
-        ) from error
+    array = load_array(path)
     vector = array[0] if array.ndim == 2 and len(array) == 1 else array
     if vector.ndim != 1 or not vector.size:
         hint = "; global vectors come from extract_clamp3.py --get_global" if array.ndim == 3 else ""
         raise InputError(
             f"{show(path)}: expected one vector, [1, D] or [D], got shape {list(array.shape)}{hint}"
         )
-    if vector.dtype.kind not in "fiu":
-        raise InputError(f"{show(path)}: expected real numbers, got dtype {vector.dtype}")
-    with np.errstate(over="ignore"):
-        vector = vector.astype(np.float32)
-    if not np.isfinite(vector).all():
-        raise InputError(f"{show(path)}: expected finite float32 numbers, got NaN or infinity")
     if not vector.any():
         raise InputError(f"{show(path)}: expected a direction, got a vector of zeros, which has no cosine")
     return vector
@@ -84,7 +73,7 @@ def load_features(folder: str | Path) -> Features:
     for path in walk(folder, (".npy",)):
         try:
             vectors[path] = load_vector(path)
-        except InputError as error:
+        except (InputError, OSError) as error:
             failures.append(error)
     if not vectors:
         raise InputError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from clamplib.files import InputError, atomic_path
 
 SPACE_FILE = "space.json"
-IDENTITY = ("weights_sha256", "geometry", "kind")  # what makes two spaces one; the other fields only inform
+IDENTITY = ("weights_sha256", "kind")  # what makes two spaces one; the other fields only inform
 
 
 def read_space(path: str | Path) -> dict | None:

@@ -1,0 +1,99 @@
+"""Features of texts, sheet music, MIDI and audio, by CLaMP 3.
+
+Takes .txt, interleaved .abc, .mtf and .npy (MERT features). Each file gives one .npy: with --get_global one
+vector [1, 768] for search and classification, else the last hidden states [1, length, 768].
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from clamplib import distributed
+from clamplib.checkpoints import Loaded, load_clamp3
+from clamplib.encoding import BATCH_SIZE
+from clamplib.extraction import extract_files, input_files
+from clamplib.sequences import MODALITIES
+from utils import load_settings, make_geometry
+
+EXAMPLE = "example: accelerate launch extract_clamp3.py scores features/scores --get_global"
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def build_parser(description: str, example: str) -> argparse.ArgumentParser:
+    """What the extraction scripts have in common."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input_dir", help="folder of input files; its sub-folders are kept")
+    parser.add_argument("output_dir", help="folder for the .npy files; what is up to date there is skipped")
+    parser.add_argument(
+        "--variant", help="saas, c2, mini or a folder of weights; default: what config.py says"
+    )
+    parser.add_argument("--config", type=Path, help="a file of assignments that replace those of config.py")
+    parser.add_argument(
+        "--batch_size",
+        type=positive,
+        default=BATCH_SIZE,
+        help="full-length segments in a batch, or as many shorter ones as take the same space "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num_workers", type=int, help="processes that read ahead; default: by files and cores"
+    )
+    return parser
+
+
+def run(
+    args: argparse.Namespace, suffixes: Iterable[str], load: Callable[[], Loaded], get_global: bool = False
+) -> int:
+    """Extracts, prints the counts (of several processes the first), gives the exit status."""
+    try:
+        sources = input_files(args.input_dir, args.output_dir, suffixes)
+        device = distributed.start()
+        loaded = load()
+        loaded.model.to(device)
+        report = extract_files(
+            sources,
+            args.input_dir,
+            args.output_dir,
+            loaded,
+            get_global=get_global,
+            batch_size=args.batch_size,
+            workers=args.num_workers,
+        )
+        if distributed.rank() == 0:
+            print(report.summary())
+        return report.exit_status
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        distributed.stop()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser(__doc__, EXAMPLE)
+    parser.add_argument("--epoch", type=int, help="take the checkpoint of this epoch")
+    parser.add_argument("--get_global", action="store_true", help="one vector a file")
+    args = parser.parse_args(argv)
+
+    def load() -> Loaded:
+        settings = load_settings(args.config)
+        return load_clamp3(
+            args.variant or settings.CLAMP3_VARIANT,
+            weights_folder=Path(settings.CLAMP3_WEIGHTS_PATH).parent,
+            epoch=args.epoch,
+            geometry=make_geometry(settings),
+        )
+
+    return run(args, MODALITIES, load, args.get_global)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The extraction scripts as users start them: alone, and in two processes by `accelerate launch`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = ROOT / "code"
+TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="session")
+def tiny_config(golden, tmp_path_factory):
+    """A file for --config: the tiny geometry."""
+    values = json.loads((golden / "tiny/tiny_config.json").read_text())
+    values["TEXT_MODEL_NAME"] = str(golden / "tiny/text_model")
+    file = tmp_path_factory.mktemp("config") / "tiny.py"
+    file.write_text("".join(f"{name} = {value!r}\n" for name, value in values.items()))
+    return file
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A script in this process: returns (status, stdout, stderr)."""
+    monkeypatch.syspath_prepend(CODE)
+
+    def run(script, *args):
+        status = __import__(script).main([str(arg) for arg in args])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def compare(folder, expected, inputs):
+    """Every golden feature of the inputs; a text file may have a name of its own kind."""
+    assert expected.files
+    for name in expected.files:
+        kind, stem = name.split("/")
+        shared = len(list((inputs / kind).glob(f"{stem}.*"))) > 1
+        path = folder / kind / (f"{stem}.{kind}.npy" if shared else f"{stem}.npy")
+        np.testing.assert_allclose(np.load(path), expected[name], **TOLERANCE, err_msg=name)
+
+
+def test_clamp3_golden(run, golden, tiny_config, tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = golden / "model/in"
+    options = ("--config", tiny_config, "--variant", tiny_weights / "clamp3_tiny.pth")
+    status, out, _ = run("extract_clamp3", inputs, "global", "--get_global", *options)
+    assert status == 0 and out.splitlines()[-1] == "27 done, 0 skipped, 0 failed"
+    compare(tmp_path / "global", np.load(golden / "model/expected_clamp3_global.npz"), inputs)
+    status, out, _ = run("extract_clamp3", f"{inputs}/", "temporal", *options)
+    assert status == 0
+    compare(tmp_path / "temporal", np.load(golden / "model/expected_clamp3_temporal.npz"), inputs)
+    status, _, err = run("extract_clamp3", inputs, "global", *options)
+    assert status == 1 and "kind differ" in err
+
+
+def test_m3_golden(run, golden, tiny_config, tiny_weights, tmp_path):
+    inputs = golden / "model/in"
+    options = ("--config", tiny_config, "--variant", tiny_weights / "m3_tiny.pth")
+    status, out, _ = run("extract_m3", inputs, tmp_path, *options)
+    assert status == 0 and out.splitlines()[-1] == "12 done, 0 skipped, 0 failed"
+    compare(tmp_path, np.load(golden / "model/expected_m3.npz"), inputs)
+
+
+def test_a_variant_folder_and_the_epoch_of_ones_own_weights(
+    run, golden, tiny_variant, tiny_config, tiny_weights, tiny_geometry, tmp_path
+):
+    inputs = golden / "model/in/txt"
+    assert run("extract_clamp3", inputs, tmp_path / "a", "--variant", tiny_variant, "--get_global")[0] == 0
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    name = Path(tiny_geometry.clamp3_weights_name("own")).stem + "_7.pth"
+    os.link(tiny_weights / "clamp3_tiny.pth", weights / name)
+    config = weights / "config_own.py"
+    config.write_text(tiny_config.read_text() + f"CLAMP3_VARIANT = 'own'\nCLAMP3_WEIGHTS_PATH = '{name}'\n")
+    status, _, err = run("extract_clamp3", inputs, tmp_path / "b", "--config", config, "--epoch", "7")
+    assert status == 0, err
+    status, _, err = run("extract_clamp3", inputs, tmp_path / "c", "--config", config, "--epoch", "8")
+    assert status == 1 and "_8.pth" in err
+
+
+def test_wrong_arguments(run, tmp_path, tiny_variant):
+    status, _, err = run("extract_clamp3", tmp_path / "absent", tmp_path / "out", "--variant", tiny_variant)
+    assert status == 1 and "absent" in err
+    status, _, err = run("extract_m3", tmp_path, tmp_path / "out", "--variant", tiny_variant)
+    assert status == 1 and ".abc .mtf" in err
+    with pytest.raises(SystemExit, match="2"):
+        run("extract_clamp3", tmp_path, tmp_path / "out", "--batch_size", "0")
+
+
+def test_a_script_starts_from_any_folder(tmp_path):
+    command = [sys.executable, CODE / "extract_m3.py", "--help"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "example:" in printed
+
+
+def launch(*args):
+    """extract_clamp3.py in two processes; --multi_gpu is accelerate's way to start several, on a CPU too."""
+    command = [Path(sys.executable).with_name("accelerate"), "launch", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2", "--multi_gpu"]
+    command += ["--main_process_port", "0", CODE / "extract_clamp3.py", *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(map(str, command), env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_by_accelerate_launch(golden, tiny_config, tiny_weights, tmp_path):
+    inputs = tmp_path / "in"
+    for kind in ("txt", "npy"):
+        (inputs / kind).mkdir(parents=True)
+        for source in sorted((golden / f"model/in/{kind}").iterdir()):
+            (inputs / kind / source.name).write_bytes(source.read_bytes())
+    options = [inputs, tmp_path / "out", "--get_global", "--config", tiny_config]
+    options += ["--variant", tiny_weights / "clamp3_tiny.pth"]
+    first = launch(*options)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.splitlines() == ["15 done, 0 skipped, 0 failed"]
+    expected = np.load(golden / "model/expected_clamp3_global.npz")
+    for name in (name for name in expected.files if name[:3] in ("txt", "npy")):
+        np.testing.assert_allclose(np.load(tmp_path / f"out/{name}.npy"), expected[name], **TOLERANCE)
+    for name in ("bad", "worse"):  # one for each process
+        (inputs / f"{name}.txt").write_bytes(b"\xff")
+    second = launch(*options)
+    assert second.returncode == 1 and second.stdout, second.stderr
+    assert len(second.stdout.splitlines()) == 1
+    assert second.stdout.startswith("0 done, 15 skipped, 2 failed")
+    lines = (tmp_path / "out/failures.jsonl").read_text().splitlines()
+    assert [Path(json.loads(line)["file"]).name for line in lines] == ["bad.txt", "worse.txt"]
