@@ -22,6 +22,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from facts import GROUP_OF, Facts, epoch, moods, prime_year, stated_moods
+
 LANGUAGES = ("en", "de", "fr", "es", "it", "zh", "ja")
 LEXICON_FOLDER = Path(__file__).parent / "lexicon"
 
@@ -33,103 +35,7 @@ CAPTION_SHARE = 0.15  # of the lines have the shape of the caption
 STOP_SHARE = 0.6  # of the sentences end in a full stop
 PROMPT_COUNT = 16
 MAX_ATTEMPTS = 20  # draws for one line that is new and says something
-
-GROUPS = {  # what a kind of piece is for; selects the general noun ("dance tune") and the use ("to dance to")
-    "dance": "jig,slip jig,single jig,reel,hornpipe,strathspey,polka,clog,fling,set dance,walkaround,rag,"
-    "galop,schottische,mazurka,country dance,cotillion,quadrille",
-    "ballroom": "waltz,minuet,gavotte,allemande,polonaise,sarabande",
-    "march": "march,quickstep",
-    "melody": "air,harp tune,lament",
-    "vocal": "song,madrigal,ballata",
-    "church": "chorale,hymn,motet,mass",
-    "concert": "string quartet,piano piece,symphony,sonata,concerto",
-}
-GROUP_OF = {kind: group for group, kinds in GROUPS.items() for kind in kinds.split(",")}
-KIND_MOODS = {
-    "jig": "lively bouncy fast",
-    "single jig": "lively bouncy fast",
-    "slip jig": "bouncy lively graceful",
-    "reel": "lively fast driving",
-    "hornpipe": "playful bouncy lively",
-    "strathspey": "snappy proud",
-    "polka": "lively bouncy",
-    "clog": "playful bouncy",
-    "fling": "lively snappy",
-    "set dance": "lively",
-    "walkaround": "playful lively",
-    "rag": "playful lively",
-    "galop": "fast lively",
-    "waltz": "swaying graceful",
-    "minuet": "graceful",
-    "gavotte": "graceful",
-    "allemande": "graceful",
-    "march": "martial proud",
-    "quickstep": "martial lively",
-    "air": "lyrical",
-    "harp tune": "lyrical graceful",
-    "lament": "sad slow",
-    "song": "lyrical",
-    "madrigal": "lyrical",
-    "ballata": "lyrical",
-    "chorale": "solemn",
-    "hymn": "solemn",
-    "motet": "solemn",
-    "string quartet": "intimate",
-}
-MOOD_SYNONYMS = {
-    "plaintive": "sad",
-    "mournful": "sad",
-    "melancholy": "sad",
-    "spirited": "lively",
-    "animated": "lively",
-    "brisk": "lively",
-    "bold": "proud",
-    "merry": "cheerful",
-    "gay": "cheerful",
-    "gentle": "tender",
-    "sweet": "tender",
-    "affectionate": "tender",
-    "expressive": "lyrical",
-    "quiet": "calm",
-    "peaceful": "calm",
-    "grand": "majestic",
-    "stately": "majestic",
-    "religious": "solemn",
-    "graceful": "graceful",
-    "military": "martial",
-}
-QUICK_MOODS = {"cheerful", "lively", "fast", "bouncy", "driving", "playful"}
-SLOW_MOODS = {"slow", "calm", "sad", "tender", "solemn"}
-MINOR_MODES = {"minor", "dorian", "phrygian", "aeolian"}
-SELF_SCORED = {"string quartet", "piano piece"}  # the kind already names the instruments
-EPOCHS = (
-    (1420, "medieval"),
-    (1610, "renaissance"),
-    (1750, "baroque"),
-    (1820, "classical"),
-    (1905, "romantic"),
-)
-PRIME = 35  # a composer's age whose year places the music in an epoch and a century
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What is known of a piece; None or () is unknown and never appears in a text."""
-
-    title: str | None = None
-    kind: str | None = None  # "jig", "air", "string quartet", ... (the keys of a lexicon's `noun`)
-    tonic: str | None = None  # "C", "F#", "Bb"
-    mode: str | None = None  # "major", "minor", "dorian", "mixolydian", "phrygian", "lydian"
-    metre: str | None = None  # "6/8", "2/2", ...
-    tempo: str | None = None  # "very slow", "slow", "moderate", "lively", "fast"
-    mood: str | None = None  # "plaintive", "bold", ... (MOOD_SYNONYMS and the keys of a lexicon's `adj`)
-    composer: str | None = None
-    born: int | None = None  # the composer's year of birth
-    origin: str | None = None  # "Irish", "Scottish", "German", ...
-    collection: str | None = None
-    instruments: tuple[str, ...] = ()
-    song_language: str | None = None  # of the sung text: "German", "French", ...
-
+SELF_SCORED = {"string quartet", "piano piece"}  # kinds that already name the instruments
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Facts))
 SLOT_FIELDS = {  # the facts that a slot speaks of, where that isn't the fact of the same name
@@ -155,43 +61,18 @@ class FirstChoice:
         return 1.0
 
 
-def moods(facts: Facts) -> list[str]:
-    """The moods that the facts support, the explicit one first; empty when they support none."""
-    stated = stated_moods(facts)
-    group = GROUP_OF.get(facts.kind)
-    slow = facts.tempo in ("very slow", "slow") or (facts.kind in ("air", "lament") and facts.tempo is None)
-    quick = facts.tempo in ("lively", "fast") or (
-        group == "dance" and not slow and facts.kind != "strathspey"
-    )
-    minor = facts.mode in MINOR_MODES
-    found = KIND_MOODS.get(facts.kind, "").split()
-    if slow:
-        found += ["slow", "calm"] + ["tender"] * (facts.mode == "major")
-    if minor:
-        found += ["sad"] * (slow or group in ("melody", "vocal")) + ["dark"] * bool(facts.kind)
-    if quick and facts.mode == "major":
-        found += ["cheerful"]
-    barred = (QUICK_MOODS if slow else set()) | (SLOW_MOODS if quick else set())
-    return list(dict.fromkeys(stated + [mood for mood in found if mood not in barred]))
-
-
-def stated_moods(facts: Facts) -> list[str]:
-    """The moods that the metadata name: its mood and its tempo."""
-    mood = MOOD_SYNONYMS.get(facts.mood, facts.mood)
-    tempo = "slow" if facts.tempo == "very slow" else facts.tempo
-    return [word for word in (mood, tempo) if word]
-
-
 @functools.cache
 def load_lexicon(language: str) -> dict:
-    """The tables and rules of one language.
+    """The tables of one language, and its rules as `parse` returns them.
 
     Raises:
         ValueError: the language is none of LANGUAGES.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r}: expected one of {', '.join(LANGUAGES)}")
-    return json.loads((LEXICON_FOLDER / f"{language}.json").read_text(encoding="utf-8"))
+    lexicon = json.loads((LEXICON_FOLDER / f"{language}.json").read_text(encoding="utf-8"))
+    lexicon["rules"] = {name: parse("|".join(shapes)) for name, shapes in lexicon["rules"].items()}
+    return lexicon
 
 
 @functools.cache
@@ -239,7 +120,7 @@ class Line:
 
     def write(self, rule: str) -> str | None:
         """The text of a rule with runs of blanks closed, or None when its facts are unknown."""
-        text = self.choice(parse("|".join(self.lexicon["rules"][rule])))
+        text = self.choice(self.lexicon["rules"][rule])
         if text is None:
             return None
         for pattern, replacement in self.lexicon["fixes"]:
@@ -284,31 +165,29 @@ class Line:
     def _value(self, name: str) -> str | None:
         """The text of a slot, its facts marked as used; None when it is unknown or said already."""
         if name in self.lexicon["rules"]:
-            return self.choice(parse("|".join(self.lexicon["rules"][name])))
-        if name in ("tonic", "letter", "sig"):  # parts of a term
-            return {
-                "tonic": self._tonic,
-                "letter": lambda: self.facts.tonic,
-                "sig": lambda: self.facts.metre,
-            }[name]()
-        fields = set(SLOT_FIELDS.get(name, (name,)))
+            return self.choice(self.lexicon["rules"][name])
+        if name == "tonic":
+            return self._tonic()
+        if name in ("letter", "sig"):  # the facts as they are, inside a term
+            return self.facts.tonic if name == "letter" else self.facts.metre
+        fields = SLOT_FIELDS.get(name, (name,))
         if name == "origin" and "origin" not in self.fields:
-            fields = {"song_language"}  # "a German song"
-        if fields & self.used:
+            fields = ("song_language",)  # "a German song"
+        if self.used.intersection(fields):
             return None
         text = self.noun if name == "noun" else self._term(name, fields)
-        if text is not None and not (fields == {"kind"} and "kind" not in self.fields):
-            self.used |= fields
+        if text is not None and (fields != ("kind",) or "kind" in self.fields):
+            self.used.update(fields)
         return text
 
-    def _term(self, name: str, fields: set[str]) -> str | None:
+    def _term(self, name: str, fields: tuple[str, ...]) -> str | None:
         if name in ("adj", "adj2"):
             return self._lookup("adj", self.moods[name]) if name in self.moods else None
         if name == "use":
             return self._lookup("use", GROUP_OF.get(self.facts.kind), fall_back=False)
         if name == "nouns":
             return self._noun("nouns")
-        if not fields <= self.fields:
+        if not self.fields.issuperset(fields):
             return None
         if name == "forces":
             return self._forces()
@@ -316,11 +195,7 @@ class Line:
             return getattr(self.facts, name)
         if name in ("year", "epoch", "century"):
             return self._time(name)
-        if name == "origin" and fields == {"song_language"}:
-            return self._lookup("origin", self.facts.song_language, fall_back=False)
-        return self._lookup(
-            name, getattr(self.facts, SLOT_FIELDS.get(name, (name,))[0]), fall_back=name != "land"
-        )
+        return self._lookup(name, getattr(self.facts, fields[0]), name not in ("origin", "land"))
 
     def _lookup(self, table: str, key: str | None, fall_back: bool = True) -> str | None:
         """The term for a key, by default the table's pattern for others ("*") or the (English) key itself."""
@@ -359,13 +234,11 @@ class Line:
         return head + self.lexicon["and"] + last if head else last
 
     def _time(self, name: str) -> str | None:
-        year = self.facts.born + PRIME
         if name == "year":
             return str(self.facts.born)
         if name == "century":
-            return self._lookup("century", str(year // 100 + 1), fall_back=False)
-        epoch = next((epoch for end, epoch in EPOCHS if year < end), "modern")
-        return self._lookup("epoch", epoch)
+            return self._lookup("century", str(prime_year(self.facts) // 100 + 1), fall_back=False)
+        return self._lookup("epoch", epoch(self.facts))
 
 
 def _kept_fields(facts: Facts, rng: random.Random) -> set[str]:
@@ -391,12 +264,13 @@ def _draw(facts: Facts, lexicon: dict, rng: random.Random, said: frozenset[str])
     """One random line that says something and speaks of the fields in `said`; None when none was found."""
     for _ in range(MAX_ATTEMPTS):
         line = Line(facts, _kept_fields(facts, rng), moods(facts), lexicon, rng)
+        implied = set(line.used)
         shares = (KEYWORD_SHARE, CAPTION_SHARE, 1 - KEYWORD_SHARE - CAPTION_SHARE)
         shape = rng.choices(("keywords", "caption", "lines"), shares)[0]
         if line.fields & {"title", "composer"}:
             shape = "named"
         text = line.write(shape)
-        if text and line.used - {"instruments"} and said <= line.used:
+        if text and line.used - implied and said <= line.used:
             return _typed(text, shape == "keywords", lexicon, rng)
     return None if said else line.write("np")
 
