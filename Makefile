@@ -1,0 +1,43 @@
+# make demo · make test · make check · make bench · make mini · make eval-mini; each sets up .venv when there is none
+PYTHON ?= python3
+OPENSCORE ?=
+DATA ?= out/mini
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test check bench mini eval-mini setup clean
+
+setup: $(READY)
+
+# torch by itself first: its constraint keeps the builds with CUDA (gigabytes) away where a CPU build is pinned
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,dev]"
+	touch $@
+
+demo: $(READY)  ## converts, extracts and searches 300 held-out tunes
+	$(BIN)/python mini/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest --numprocesses 2
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY)
+	$(BIN)/python -m bench
+
+mini: $(READY)  ## trains mini from nothing: make mini OPENSCORE=folder [ESSEN=1]
+	$(BIN)/python mini/build.py $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
+	$(BIN)/python code/train_m3.py --config mini/config.py
+	$(BIN)/python code/train_clamp3_symbolic.py --config mini/config.py
+	$(BIN)/python mini/export.py
+
+eval-mini: $(READY)  ## prints what mini is worth on held-out pieces: make eval-mini [OPENSCORE=folder]
+	$(BIN)/python mini/build.py $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
+	$(BIN)/python mini/evaluate.py $(DATA)
+
+clean:
+	rm -rf .venv out

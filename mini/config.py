@@ -1,0 +1,47 @@
+"""How `mini` is trained: code/config.py's names with other values, for `--config mini/config.py`.
+
+Relative paths are relative to this file.
+"""
+
+SEED = 7
+NUM_WORKERS = 1
+DROPOUT = 0.0  # the model is small for its data, and faster without
+SCHEDULE = "cosine"
+SAVE_EVERY = 100
+
+# data, as mini/build.py writes it
+M3_TRAIN_FOLDERS = ["../out/mini/abc", "../out/mini/mtf"]
+M3_EVAL_FOLDERS = []
+CLAMP3_TRAIN_JSONL = "../out/mini/train.jsonl"
+CLAMP3_EVAL_JSONL = "../out/mini/eval.jsonl"
+
+# sizes
+PATCH_LENGTH = 256
+PATCH_NUM_LAYERS = 4
+TOKEN_NUM_LAYERS = 1
+M3_HIDDEN_SIZE = 192
+CLAMP3_HIDDEN_SIZE = 192
+TEXT_MODEL_NAME = "../out/mini/text_model"
+AUDIO_HIDDEN_SIZE = 64  # the audio encoder is there for the layout; it is not trained
+AUDIO_NUM_LAYERS = 1
+
+# M3
+M3_NUM_EPOCH = 1
+M3_LEARNING_RATE = 5e-4
+M3_WARMUP_STEPS = 100
+M3_BATCH_SIZE = 32
+M3_WEIGHTS_PATH = "../out/mini/weights_m3.pth"
+M3_LOGS_PATH = "../out/mini/logs_m3.txt"
+
+# CLaMP 3
+CLAMP3_VARIANT = "mini"
+CLAMP3_NUM_EPOCH = 10
+CLAMP3_LEARNING_RATE = 1e-3
+CLAMP3_WARMUP_STEPS = 100
+CLAMP3_BATCH_SIZE = 128
+CLAMP3_WEIGHTS_PATH = "../out/mini/weights_clamp3.pth"
+CLAMP3_LOGS_PATH = "../out/mini/logs_clamp3.txt"
+HIDE_HEADER_RATIO = 0.25  # else key and metre are only read off the header
+LEARNED_TEMPERATURE = True
+MASK_SAME_TEXT = True
+PAIR_WEIGHT = 0.5

@@ -1,0 +1,138 @@
+"""One piece of the corpora -> its notes without any label: interleaved ABC, raw ABC, MTF."""
+
+import base64
+import io
+import random
+import re
+from dataclasses import dataclass
+
+import mido
+import verovio
+from abctoolkit.transpose import transpose_an_abc_text
+
+from clamplib.mtf import midi_to_mtf
+from clamplib.notation import abc_to_xml, interleave, xml_to_abc
+from corpus import Piece, read_musicxml
+
+LABEL_FIELDS = re.compile(r"(?m)^(?:[TRCOSNZBDFGAHQWwrsmNI]:|%).*\n?")
+REMARK = re.compile(r'"(?![A-G][b#]?(?:m|min|maj|dim|aug|sus|\+)?\d*(?:/[A-G][b#]?)?")[^"]*"')
+NOTE = re.compile(r"([_=^]*)([A-Ga-gz])([,']*)(\d*)(/*)(\d*)")
+MARKS = re.compile(r'"[^"]*"|![^!]*!|\{[^}]*\}|\[[A-Z]:[^\]]*\]')
+STEPS = "CDEFGABcdefgab"
+OPENING_BARS, OPENING_NOTES = 2, 8  # as many bars as hold so many notes, at least two
+DEVICES = (96, 192, 240, 384, 480, 960)  # ticks per beat of MIDI files as found
+
+verovio.enableLog(verovio.LOG_OFF)
+_toolkit: verovio.toolkit | None = None
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What is left of a piece when its words are gone."""
+
+    abc: str  # interleaved
+    raw: str | None  # a tune as it was found
+    mtf: str
+    opening: str  # steps between the first notes: the same in any key
+    key_field: str  # of the ABC
+    final_bass: int | None  # MIDI pitch of the lowest note that ends the piece
+
+
+def convert(piece: Piece, signature: str | None = None) -> Notes:
+    """Notes of a piece, a tune also with the key signature of another major key.
+
+    Raises what the converters raise.
+
+    A transposed copy is saved as another program might save it (`as_recorded`), for variety in training.
+    """
+    raw = without_labels(piece.abc) if piece.abc is not None else None
+    xml = abc_to_xml(raw) if raw is not None else read_musicxml(piece.score)
+    abc = xml_to_abc(xml.encode())
+    if signature is not None:
+        abc = transpose_an_abc_text([line + "\n" for line in abc.split("\n") if line.strip()], signature)
+        raw, xml = None, abc_to_xml(abc)
+    abc = interleave(abc)
+    midi = to_midi(xml)
+    rng = random.Random(f"{piece.id}@{signature}")
+    mtf = midi_to_mtf(as_recorded(midi, rng) if signature is not None and rng.random() < 0.5 else midi)
+    key = re.search(r"(?m)^K:(.*)", abc)
+    return Notes(abc, raw, mtf, opening_steps(abc), key[1].strip() if key else "", _final_bass(midi))
+
+
+def without_labels(abc: str) -> str:
+    """A tune without titles, kinds, origins, tempo marks, lyrics and remarks; chord symbols stay."""
+    return REMARK.sub("", LABEL_FIELDS.sub("", abc))
+
+
+def to_midi(xml: str) -> mido.MidiFile:
+    """MusicXML as verovio plays it."""
+    global _toolkit  # one a process: loading its fonts takes a while
+    _toolkit = _toolkit or verovio.toolkit()
+    if not _toolkit.loadData(xml):
+        raise ValueError("verovio cannot read this MusicXML")
+    return mido.MidiFile(file=io.BytesIO(base64.b64decode(_toolkit.renderToMIDI())))
+
+
+def opening_steps(abc: str) -> str:
+    """Steps (letters, not semitones) between the first voice's first notes, from the first full bar on."""
+    bars = [_bar(line) for line in abc.splitlines() if not re.match(r"[A-Za-z]:|%", line)]
+    bars = [(steps, length) for steps, length in bars if steps]
+    if len(bars) > 1 and bars[0][1] <= 0.75 * bars[1][1]:
+        bars = bars[1:]  # an upbeat, which other prints of a tune may lack
+    steps: list[int] = []
+    for number, (bar, _) in enumerate(bars):
+        if number >= OPENING_BARS and len(steps) >= OPENING_NOTES:
+            break
+        steps += bar
+    return " ".join(str(b - a) for a, b in zip(steps, steps[1:], strict=False))
+
+
+def _bar(line: str) -> tuple[list[int], float]:
+    """Diatonic numbers of the notes in the first voice's bar, and its length in units of L:."""
+    first = re.split(r"\[V:(?!1\])", MARKS.sub(lambda m: m[0] if m[0].startswith("[V:") else "", line))[0]
+    first = re.sub(r"\[V:[^\]]*\]|\[([^|\]\[]*)\]", lambda m: _top(m[1]), first)
+    steps, length = [], 0.0
+    for _, letter, octave, times, slashes, divisor in NOTE.findall(first):
+        length += int(times or 1) / (int(divisor) if divisor else 2 ** len(slashes))
+        if letter != "z":
+            steps.append(STEPS.index(letter) + 7 * (octave.count("'") - octave.count(",")))
+    return steps, length
+
+
+def _top(chord: str | None) -> str:
+    notes = [m[0] for m in NOTE.finditer(chord or "")]
+    return notes[-1] if notes else ""
+
+
+def _final_bass(midi: mido.MidiFile) -> int | None:
+    """Lowest pitch among the notes that sound last."""
+    now, starts = 0, []
+    for message in mido.merge_tracks(midi.tracks):
+        now += message.time
+        if message.type == "note_on" and message.velocity:
+            starts.append((now, message.note))
+    beat = midi.ticks_per_beat
+    return min((note for time, note in starts if time >= starts[-1][0] - beat // 8), default=None)
+
+
+def as_recorded(midi: mido.MidiFile, rng: random.Random) -> mido.MidiFile:
+    """The same notes as another program would save them: other ticks, loudness, and note_off messages."""
+    ticks = rng.choice(DEVICES)
+    loudness = rng.randint(50, 110)
+    copy = mido.MidiFile(type=midi.type, ticks_per_beat=ticks)
+    for track in midi.tracks:
+        now = 0
+        changed = mido.MidiTrack()
+        for message in track:
+            before, now = now * ticks // midi.ticks_per_beat, now + message.time
+            time = now * ticks // midi.ticks_per_beat - before
+            if message.type == "note_on":
+                if message.velocity:
+                    message = message.copy(velocity=loudness)
+                else:
+                    message = mido.Message(
+                        "note_off", channel=message.channel, note=message.note, velocity=64
+                    )
+            changed.append(message.copy(time=time))
+        copy.tracks.append(changed)
+    return copy

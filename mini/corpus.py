@@ -1,0 +1,324 @@
+"""The pieces `mini` is trained on and judged by, with what their own metadata says of them.
+
+Two sources, both read in place: the corpus inside music21, and a folder of OpenScore songs and string quartets
+(CC0, github.com/OpenScore/Lieder and github.com/OpenScore/StringQuartets) with its index.tsv. Left out:
+Palestrina, Josquin and every score that carries a rights notice; Essen too unless it is asked for (its licence:
+non-commercial use).
+"""
+
+import csv
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import music21
+
+from clamplib.notation import split_tunes
+from texts import Facts
+
+CORPUS = Path(music21.__file__).parent / "corpus"
+ESSEN = "Essen Folksong Collection"
+KINDS = ("air", "jig", "reel", "hornpipe", "march", "strathspey", "slip jig")
+
+# O'Neill's Music of Ireland (1903) is ordered by kind: last number of each part
+ONEILL_PARTS = (
+    (625, "air"),
+    (700, "harp tune"),
+    (1115, "jig"),
+    (1175, "slip jig"),
+    (1555, "reel"),
+    (1780, "hornpipe"),
+    (1799, "set dance"),
+    (1850, "march"),
+)
+KIND_BY_RHYTHM = {
+    "double jig": "jig",
+    "single jig": "jig",
+    "slide": "jig",
+    "slipjig": "slip jig",
+    "hop jig": "slip jig",
+    "highland fling": "fling",
+}
+KIND_BY_TITLE = (  # Aird and the minstrelsies say the kind in the title, if at all
+    (r"strathsp?e?y|strathsy", "strathspey"),
+    (r"\breel|\brant\b", "reel"),
+    (r"\bslip jig|\bhop jig", "slip jig"),
+    (r"\bjig|\bgigg?", "jig"),
+    (r"quick ?step", "quickstep"),
+    (r"\bmarch", "march"),
+    (r"hornpipe", "hornpipe"),
+    (r"\bminuet", "minuet"),
+    (r"\bgavott?", "gavotte"),
+    (r"\ballemand", "allemande"),
+    (r"\bwaltz|\bvalse", "waltz"),
+    (r"\bpolka", "polka"),
+    (r"\bair\b|\bsong\b|\blament", "air"),
+)
+TEMPO_WORDS = (
+    (r"very slow|grave|largo|sehr langsam|tr[eè]s lent|lento", "very slow"),
+    (r"slow|adagio|langsam|lent|larghetto|tender|plaintive|feierlich", "slow"),
+    (r"moderat|andant|mäßig|massig|mässig|modéré", "moderate"),
+    (r"presto|fast|sehr schnell|très vite|quick|vivac|schnell|vite", "fast"),
+    (r"allegr|lively|animat|spirit|gai|cheer|lebhaft|bewegt|merr|play", "lively"),
+)
+MOOD_WORDS = (
+    (r"plaintiv|sad|mourn|klagend|traurig|lament", "plaintive"),
+    (r"tender|innig|zart|feeling|affett|expression|dolce", "tender"),
+    (r"spirit|animat", "spirited"),
+    (r"bold|energ|kräftig", "bold"),
+    (r"cheer|gai|merr|allegr|heiter|fröhlich", "cheerful"),
+    (r"play|scherz", "playful"),
+    (r"majest|maest|feierlich|grave", "majestic"),
+)
+MODES = {"": "major", "maj": "major", "m": "minor", "min": "minor", "aeo": "minor", "ion": "major"}
+MODES |= {"dor": "dorian", "mix": "mixolydian", "phr": "phrygian", "lyd": "lydian"}
+METRES = {"C": "4/4", "C|": "2/2"}
+STOPWORDS = {
+    "German": set("der die das und ich nicht ist du mir dich mein ein den so wie zu auf mit im dem".split()),
+    "French": set("le la les et je tu de des un que dans ma mon il est pas en mes qui du l' vous".split()),
+    "English": set("the and of to my thy is in i thou with that for my on thee not from all his".split()),
+    "Italian": set("il che non di mio per un del con mi tu se è più o cor nel ti al io".split()),
+}
+SCORE_FOLDERS = {  # folder of music21's corpus: composer, born, kind, origin, instruments
+    "bach": ("Johann Sebastian Bach", 1685, "chorale", "German", ("choir",)),
+    "beethoven": ("Ludwig van Beethoven", 1770, "string quartet", "German", ()),
+    "haydn": ("Joseph Haydn", 1732, "string quartet", "Austrian", ()),
+    "mozart": ("Wolfgang Amadeus Mozart", 1756, "string quartet", "Austrian", ()),
+    "monteverdi": ("Claudio Monteverdi", 1567, "madrigal", "Italian", ("choir",)),
+    "trecento": (None, None, "ballata", "Italian", ()),
+    "schumann_clara": ("Clara Schumann", 1819, None, "German", ()),
+    "schumann_robert": ("Robert Schumann", 1810, "song", "German", ("voice", "piano")),
+    "joplin": ("Scott Joplin", 1868, "rag", "American", ("piano",)),
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tune or score: `abc` holds a tune's text, `score` the file of a score."""
+
+    id: str
+    facts: Facts
+    abc: str | None = None
+    score: Path | None = None
+
+
+def pieces(openscore: Path | None = None, essen: bool = False) -> Iterator[Piece]:
+    """Every piece of the corpora, in a fixed order."""
+    for folder, collection, origin in (
+        ("oneills1850", "O'Neill's Music of Ireland", "Irish"),
+        ("ryansMammoth", "Ryan's Mammoth Collection", "American"),
+        ("airdsAirs", "Aird's Airs", "Scottish"),
+        ("miscFolk", None, None),
+        ("nottingham-dataset", "Nottingham Music Database", "English"),
+    ):
+        yield from _tunes(folder, collection, origin)
+    if essen:
+        yield from _tunes("essenFolksong", ESSEN, None)
+    yield from _scores()
+    if openscore is not None:
+        yield from _openscore(openscore)
+
+
+def _tunes(folder: str, collection: str | None, origin: str | None) -> Iterator[Piece]:
+    for path in sorted((CORPUS / folder).glob("*.abc")):
+        for number, abc in enumerate(split_tunes(path.read_text("utf-8", errors="replace")), 1):
+            facts = _tune_facts(abc, folder, collection, origin, path.stem)
+            yield Piece(f"{folder}/{path.stem}-{number:03d}", facts, abc=abc)
+
+
+def _tune_facts(abc: str, folder: str, collection: str | None, origin: str | None, stem: str) -> Facts:
+    title = _field(abc, "T")
+    tonic, mode = read_key(_field(abc, "K") or "")
+    metre = (_field(abc, "M") or "").strip()
+    words = " ".join(re.findall(r"(?m)^N: *(.*)", abc))
+    words = re.sub(r"(?i)collected.*", "", words)
+    composer = _field(abc, "C") or ""
+    if folder == "miscFolk":
+        northumbrian = stem.startswith("northumbrian")
+        collection = "Northumbrian Minstrelsy" if northumbrian else "The American Veteran Fifer"
+        collection, origin = (collection, "Northumbrian") if northumbrian else (None, "American")
+    if folder == "essenFolksong":
+        origin = _essen_origin(_field(abc, "O") or "")
+    if re.match(r"(?i)irish", composer) or re.search(r"(?i)\birish", title or ""):
+        origin = "Irish"
+    return Facts(
+        title=_tidy_title(title),
+        kind=_tune_kind(abc, folder, title or ""),
+        tonic=tonic,
+        mode=mode,
+        metre=METRES.get(metre, metre if re.fullmatch(r"\d+/\d+", metre) else None),
+        tempo=_first_match(TEMPO_WORDS, words),
+        mood=_first_match(MOOD_WORDS, words),
+        composer="Turlough O'Carolan" if "carolan" in composer.lower() else None,
+        born=None,
+        origin=origin,
+        collection=collection,
+        instruments=(),
+        song_language=None,
+    )
+
+
+def _tune_kind(abc: str, folder: str, title: str) -> str | None:
+    rhythm = (_field(abc, "R") or "").strip().lower()
+    if rhythm:
+        return KIND_BY_RHYTHM.get(rhythm, rhythm if folder != "essenFolksong" else None)
+    if folder == "oneills1850":
+        number = int(re.match(r"X: *(\d+)", abc[abc.index("X:") :])[1])
+        return next(kind for last, kind in ONEILL_PARTS if number <= last)
+    return _first_match(KIND_BY_TITLE, title)
+
+
+def _essen_origin(place: str) -> str | None:
+    for name, origin in (
+        ("China", "Chinese"),
+        ("Deutschland", "German"),
+        ("Nederland", "Dutch"),
+        ("Frankreich", "French"),
+        ("Oesterreich", "Austrian"),
+        ("Polska", "Polish"),
+        ("Sverige", "Swedish"),
+    ):
+        if name in place:
+            return origin
+    return "German" if "Europa, Mitteleuropa" in place else None
+
+
+def _scores() -> Iterator[Piece]:
+    for folder, (composer, born, kind, origin, instruments) in SCORE_FOLDERS.items():
+        for path in sorted((CORPUS / folder).rglob("*")):
+            if path.suffix.lower() not in (".mxl", ".xml", ".musicxml"):
+                continue
+            xml = read_musicxml(path)
+            if _rights_reserved(xml):
+                continue
+            who = composer or _composer(xml)
+            voices = ("violin", "violin", "viola", "cello") if kind == "string quartet" else instruments
+            facts = score_facts(xml, path.stem, kind, who, born, origin, None, voices)
+            name = path.relative_to(CORPUS).with_suffix("").as_posix()
+            yield Piece(name, facts, score=path)
+
+
+def _openscore(folder: Path) -> Iterator[Piece]:
+    index = folder / "index.tsv"
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{index}: not found; expected the folder of OpenScore scores with its index.tsv"
+        )
+    with index.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines, delimiter="\t"))
+    for row in sorted(rows, key=lambda row: row["file"]):
+        quartet = row["file"].startswith("quartets")
+        path = folder / row["file"]
+        origin = (row["composer_description"] or "").split(" ")[0]
+        facts = score_facts(
+            read_musicxml(path),
+            re.sub(r"^\d+ ", "", row["title"]),
+            "string quartet" if quartet else "song",
+            row["composer"] or None,
+            int(row["born"]) if row["born"].isdigit() else None,
+            origin if origin.istitle() else None,
+            "OpenScore String Quartets" if quartet else "OpenScore Lieder",
+            ("violin", "violin", "viola", "cello") if quartet else ("voice", "piano"),
+        )
+        yield Piece(f"openscore/{path.stem}", facts, score=path)
+
+
+def score_facts(xml, title, kind, composer, born, origin, collection, instruments) -> Facts:
+    """Facts of a score; key and mode are read from the notes later (`with_key`)."""
+    head = re.search(r"<movement-title>([^<]+)|<work-title>([^<]+)", xml)
+    if collection is None and head:
+        title = head[1] or head[2]
+    words = " ".join(re.findall(r"<words[^>]*>([^<]+)", xml)[:3])
+    beats = re.search(r"<beats>(\d+)</beats>\s*<beat-type>(\d+)", xml)
+    return Facts(
+        title=_tidy_title(title),
+        kind=kind,
+        tonic=None,
+        mode=None,
+        metre=f"{beats[1]}/{beats[2]}" if beats else None,
+        tempo=_first_match(TEMPO_WORDS, words),
+        mood=_first_match(MOOD_WORDS, words),
+        composer=composer,
+        born=born,
+        origin=origin,
+        collection=collection,
+        instruments=instruments,
+        song_language=sung_language(xml) if kind == "song" else None,
+    )
+
+
+def read_musicxml(path: Path) -> str:
+    """The text of a .mxl, .xml or .musicxml file, without the line that declares its encoding."""
+    data = path.read_bytes()
+    if data[:2] == b"PK":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            inner = [n for n in archive.namelist() if not n.startswith("META-INF") and n.endswith("xml")]
+            data = archive.read(inner[0])
+    xml = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", errors="replace")
+    return re.sub(r"^\s*<\?xml[^>]*\?>", "", xml)
+
+
+def with_key(facts: Facts, key_field: str, final_bass: int | None) -> Facts:
+    """Facts with tonic and mode from the ABC key. A score that names no mode is minor if its bass
+    ends so."""
+    if facts.tonic is not None:
+        return facts
+    tonic, mode = read_key(key_field)
+    if tonic is None:
+        return facts
+    if mode == "major" and final_bass is not None:
+        fifths = "Cb Gb Db Ab Eb Bb F C G D A E B F# C#".split().index(tonic) - 7
+        if final_bass % 12 == (9 + 7 * fifths) % 12:
+            tonic, mode = "Ab Eb Bb F C G D A E B F# C# G# D# A#".split()[fifths + 7], "minor"
+    return replace(facts, tonic=tonic, mode=mode)
+
+
+def read_key(field: str) -> tuple[str | None, str | None]:
+    """Tonic and mode of an ABC K: field, None where it names none."""
+    match = re.match(r"\s*([A-G])([b#]?)\s*([A-Za-z]*)", field)
+    if not match:
+        return None, None
+    word = match[3]
+    mode = "minor" if word == "m" else "major" if word == "M" else MODES.get(word[:3].lower())
+    return match[1] + match[2], mode or "major"
+
+
+def sung_language(xml: str) -> str | None:
+    """The language of a song's lyrics, by its commonest short words; None if there are too few."""
+    syllables = re.findall(r"<text[^>]*>([^<]*)</text>", xml)
+    words = [re.sub(r"[^\w'è]", "", word.lower()) for word in syllables]
+    counts = {language: sum(w in stop for w in words) for language, stop in STOPWORDS.items()}
+    best, second = sorted(counts, key=counts.get, reverse=True)[:2]
+    return best if counts[best] >= 5 and counts[best] > 1.3 * counts[second] else None
+
+
+def _rights_reserved(xml: str) -> bool:
+    notices = re.findall(r"<rights[^>]*>([^<]*)", xml)
+    notices += re.findall(r"(?i)<credit-words[^>]*>([^<]*(?:copyright|\(c\)|©|rights)[^<]*)", xml)
+    return any(not re.search(r"(?i)CC0|public domain", notice) for notice in notices)
+
+
+def _composer(xml: str) -> str | None:
+    match = re.search(r'<creator type="composer">([^<]+)', xml)
+    return match[1].strip() if match and "nonym" not in match[1] else None
+
+
+def _field(abc: str, letter: str) -> str | None:
+    match = re.search(rf"(?m)^{letter}: *(.*?)\s*(?:%.*)?$", abc)
+    return match[1] if match and match[1] else None
+
+
+def _tidy_title(title: str | None) -> str | None:
+    """'Rakes of Mallow, The -- Reel' -> 'The Rakes of Mallow'."""
+    if not title:
+        return None
+    title = re.sub(r"\s+--.*|\s*\(.*\)\s*$", "", title).strip().rstrip(".,")
+    match = re.fullmatch(r"(.*), (The|A|An)", title)
+    return f"{match[2]} {match[1]}" if match else title or None
+
+
+def _first_match(table: tuple[tuple[str, str], ...], text: str) -> str | None:
+    return next((value for pattern, value in table if re.search(pattern, text, re.IGNORECASE)), None)
