@@ -4,7 +4,8 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,14 +41,13 @@ def run_training(modality: str | None, description: str, example: str, argv: lis
     args = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are the parallelism
     device = distributed.start()
-    _log_to_terminal()
     try:
         settings = load_settings(args.config)
         if args.epochs is not None:
             setattr(settings, f"{model_name}_NUM_EPOCH", args.epochs)
-        return _train(modality, settings, model_name, device)
+        with _messages_on_terminal():
+            return _train(modality, settings, model_name, device)
     except (OSError, ValueError, FloatingPointError) as error:
-        logging.getLogger("clamplib").debug("", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
@@ -69,12 +69,16 @@ def _train(modality: str | None, settings: SimpleNamespace, model_name: str, dev
     return train(*parts, recipe, device=device, report=report)
 
 
-def _log_to_terminal() -> None:
+@contextmanager
+def _messages_on_terminal() -> Iterator[None]:
     """The library's messages as plain lines: all of the first process, the warnings of the others."""
-    log = logging.getLogger("clamplib")
+    log, handler = logging.getLogger("clamplib"), logging.StreamHandler(sys.stdout)
     log.setLevel(logging.INFO if distributed.rank() == 0 else logging.WARNING)
-    if not log.handlers:
-        log.addHandler(logging.StreamHandler(sys.stdout))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def make_recipe(settings: SimpleNamespace, model_name: str, stage: dict) -> Recipe:
@@ -190,15 +194,11 @@ def _report(items: list, problems: list[str]) -> list:
     """The items; the problems met on the way to them are counted and named, by the first process."""
     if problems and distributed.rank() == 0:
         rest = [f"and {len(problems) - NAMED_PROBLEMS} more"] if len(problems) > NAMED_PROBLEMS else []
-        print(
-            f"{len(problems)} problems, left out of the data:", *problems[:NAMED_PROBLEMS], *rest, sep="\n  "
-        )
+        print(f"{len(problems)} problems, left out of the data:", *problems[:NAMED_PROBLEMS], *rest, sep="\n  ")
     return items
 
 
-def _loaders(
-    datasets: list, batch_size: int, collate: Callable, settings: SimpleNamespace
-) -> list[DataLoader]:
+def _loaders(datasets: list, batch_size: int, collate: Callable, settings: SimpleNamespace) -> list[DataLoader]:
     return [
         make_loader(
             dataset,

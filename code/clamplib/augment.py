@@ -116,6 +116,4 @@ def _shuffle_patch(patch: np.ndarray, rng: random.Random) -> np.ndarray:
     ends = np.flatnonzero(patch == M3Patchilizer.eos_token_id)
     end = ends[0] if len(ends) else len(patch)
     characters: Sequence[int] = patch[1:end].tolist()
-    return np.concatenate(
-        (patch[:1], np.array(rng.sample(characters, len(characters)), patch.dtype), patch[end:])
-    )
+    return np.concatenate((patch[:1], np.array(rng.sample(characters, len(characters)), patch.dtype), patch[end:]))

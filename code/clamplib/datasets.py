@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from clamplib import augment
+from clamplib.arrays import load_array
 from clamplib.files import InputError, key, walk
 from clamplib.patchilizer import M3Patchilizer
 from clamplib.sequences import audio_frames
@@ -196,13 +197,11 @@ class CLaMP3Dataset(Dataset):
         return np.array(self._truncate(ids, self.max_text_length, rng), dtype=np.int64)
 
     def _truncate(self, sequence, longest: int, rng: random.Random):
-        return sequence[
-            augment.random_window(len(sequence), longest, rng) if self.training else slice(longest)
-        ]
+        return sequence[augment.random_window(len(sequence), longest, rng) if self.training else slice(longest)]
 
     def _music(self, path: Path, rng: random.Random) -> np.ndarray:
         if self.modality == "audio":
-            return self._truncate(read_frames(path, self.audio_size), self.max_audio_length, rng)
+            return self._truncate(self._frames(path), self.max_audio_length, rng)
         text = read_text(path)
         if self.training and rng.random() < self.instrument_dropout:
             text = augment.remove_instrument_info(text)
@@ -211,6 +210,13 @@ class CLaMP3Dataset(Dataset):
         return self.patchilizer.encode_array(
             text, add_special_patches=True, truncate=True, random_truncate=self.training, rng=rng
         )
+
+    def _frames(self, path: Path) -> np.ndarray:
+        features = load_array(path)
+        try:
+            return audio_frames(features, self.audio_size)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     def _length(self, size: int) -> float:
         if self.modality == "audio":
@@ -226,14 +232,6 @@ def evaluation_lines(piece: dict) -> list[str]:
         *augment.translations(piece),
     )
     return next((lines for lines in map(augment.text_lines, sources) if lines), [])
-
-
-def read_frames(path: Path, size: int) -> np.ndarray:
-    """Audio features of a .npy as frames [T + 2, size], a zero vector before and after."""
-    try:
-        return audio_frames(np.load(path, allow_pickle=False), size)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def read_pieces(jsonl: str | Path, modality: str) -> tuple[list[dict], list[str]]:
@@ -256,9 +254,7 @@ def read_pieces(jsonl: str | Path, modality: str) -> tuple[list[dict], list[str]
             problems += [f"{jsonl}, line {number}: {problem}" for problem in missing]
     if not pieces:
         found = f"; the first problem: {problems[0]}" if problems else ""
-        raise InputError(
-            f"{jsonl}: expected pieces with a text and {_names(modality)} files, got none{found}"
-        )
+        raise InputError(f"{jsonl}: expected pieces with a text and {_names(modality)} files, got none{found}")
     return pieces, problems
 
 
@@ -280,9 +276,7 @@ def _read_piece(line: bytes, jsonl: Path, number: int, modality: str) -> tuple[d
     problems = [f"expected music in {path}, got {_nothing(path)}" for path in paths if not sizes[path]]
     files = [path for path in paths if sizes[path]]
     if not files:
-        raise InputError(
-            "; ".join(problems) or f"expected {_names(modality)} files in filepaths, got {names}"
-        )
+        raise InputError("; ".join(problems) or f"expected {_names(modality)} files in filepaths, got {names}")
     name = fields.get("id")
     piece = {"id": f"line {number}" if name is None else str(name), "files": files, "fields": fields}
     return {**piece, "sizes": [sizes[path] for path in files]}, problems

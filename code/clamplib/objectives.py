@@ -93,9 +93,7 @@ def _gather_features(model: CLaMP3Model, encode: Callable, batches: Iterable[dic
     parts: list[list[torch.Tensor]] = []
     for batch in batches:
         text, music = encode(model, batch)
-        parts.append(
-            [batch["indices"].cpu(), text.float().cpu(), music[0].float().cpu(), batch["keys"].cpu()]
-        )
+        parts.append([batch["indices"].cpu(), text.float().cpu(), music[0].float().cpu(), batch["keys"].cpu()])
     own = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else None
     shares = [share for share in distributed.gather(own) if share is not None]
     indices, *columns = (torch.cat(column) for column in zip(*shares, strict=True))

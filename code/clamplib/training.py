@@ -110,9 +110,7 @@ def train(
     state = _TrainingState(model.to(device), recipe, len(train_batches), device)
     progress = state.resume()
     if progress.epoch >= recipe.epochs:
-        _say(
-            f"Training has finished: {progress.epoch} of {recipe.epochs} epochs, best {progress.best_epoch}."
-        )
+        _say(f"Training has finished: {progress.epoch} of {recipe.epochs} epochs, best {progress.best_epoch}.")
         return 0
     step = _parallel(_Loss(model, objective), device)
     with _Signals() as signals:
@@ -123,9 +121,7 @@ def train(
                 state.save(recipe.latest_path, progress)
                 return _stopped(stopped_by)
             numbers = {"epoch": progress.epoch + 1, "train_loss": progress.loss_sum / len(train_batches)}
-            numbers |= {
-                f"eval_{name}": value for name, value in _evaluate(state, objective, eval_batches).items()
-            }
+            numbers |= {f"eval_{name}": value for name, value in _evaluate(state, objective, eval_batches).items()}
             numbers |= {"lr": state.scheduler.get_last_lr()[0], "seconds": time.monotonic() - started}
             _finish_epoch(state, progress, numbers, report)
             stopped_by = distributed.largest(signals.received)
