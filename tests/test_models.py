@@ -58,6 +58,20 @@ def test_m3_loss_and_gradients_are_the_golden_ones(tiny_m3):
     assert_grad_norms(tiny_m3, expected["grad_norms"])
 
 
+def test_m3_loss_is_the_same_in_training(tiny_m3):
+    batch, expected = load_arrays("model/losses/m3.npz"), LOSSES["m3"]
+    for module in tiny_m3.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        module.training = True
+    names = ("input_patches", "input_masks", "selected_indices", "target_patches")
+    output = tiny_m3(*(batch[name] for name in names))
+    output.loss.backward()
+    assert output.logits is None
+    assert output.loss.item() == pytest.approx(expected["loss"], abs=1e-4)
+    assert_grad_norms(tiny_m3, expected["grad_norms"])
+
+
 @torch.inference_mode()
 def test_symbolic_features_are_the_golden_ones(tiny_clamp3, tiny_m3):
     vectors = load_arrays("model/expected_clamp3_global.npz")
