@@ -139,11 +139,21 @@ def test_outputs_within_the_input_folder_are_no_inputs(tmp_path, capsys):
     (tmp_path / "a.abc").write_text(TUNE)
     assert run("batch_xml2abc", tmp_path, tmp_path / "out") == 0
     assert run("batch_xml2abc", tmp_path, tmp_path / "out") == 0
+    command = [sys.executable, SCRIPTS["batch_xml2abc"], ".", tmp_path / "out", "--workers", "1"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "0 done, 1 skipped, 0 failed\n")
     assert files(tmp_path) == ["a.abc", "out/a.abc"]
     with pytest.raises(SystemExit):
         run("batch_xml2abc", tmp_path, f"{tmp_path}/")
-    assert "other than the input folder" in capsys.readouterr().err
+    assert "other than the input" in capsys.readouterr().err
     assert (tmp_path / "a.abc").read_text() == TUNE
+
+
+def test_a_cluster_needs_its_package(midis, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray.util.joblib", None)
+    with pytest.raises(SystemExit):
+        run("batch_midi2mtf", midis, "--backend", "ray")
+    assert "pip install ray" in capsys.readouterr().err
 
 
 def test_one_output_a_tune_and_none_lost(tmp_path, capsys):
@@ -168,9 +178,7 @@ def test_one_output_a_tune_and_none_lost(tmp_path, capsys):
     assert failed == {str(scores / "empty.abc"), f"{scores / 'jigs.abc'}#2"}
 
 
-@pytest.mark.parametrize(
-    "name", ["sp ace", "quo'te\"s", "$(touch x) `touch x`", "new\nline", "音楽", "-rf", "n" * 250]
-)
+@pytest.mark.parametrize("name", ["sp ace", "quo'te\"s", "$(touch x) `touch x`", "new\nline", "音楽", "-rf", "n" * 250])
 def test_file_names_are_data(name, tmp_path):
     folder = tmp_path / name[:100]
     folder.mkdir()

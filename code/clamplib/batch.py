@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from clamplib.files import InputError, output_paths, run_batch, walk
+from clamplib.files import InputError, output_paths, run_batch, show, walk
 
 
 def batch_parser(doc: str, input_dir: str, ending: str) -> argparse.ArgumentParser:
@@ -15,14 +15,10 @@ def batch_parser(doc: str, input_dir: str, ending: str) -> argparse.ArgumentPars
     parser = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "input_dir", nargs="?", default=input_dir, help="a folder with its sub-folders, or a file"
-    )
+    parser.add_argument("input_dir", nargs="?", default=input_dir, help="a folder with its sub-folders, or a file")
     parser.add_argument("output_dir", nargs="?", help=f"default: the name of the input with {ending} behind")
     parser.add_argument("--workers", type=int, help="processes at once; default: one a core")
-    parser.add_argument(
-        "--backend", help="joblib backend, such as ray or dask; default: processes of its own"
-    )
+    parser.add_argument("--backend", choices=("ray", "dask"), help="a cluster; default: processes of its own")
     parser.set_defaults(ending=ending)
     return parser
 
@@ -42,23 +38,24 @@ def convert_folder(
     root = Path(args.input_dir)
     output_root = Path(args.output_dir) if args.output_dir else _beside(root, args.ending)
     try:
-        if suffix in suffixes and output_root.resolve() == root.resolve():
-            raise InputError(f"{output_root}: expected an output folder other than the input folder")
-        files = [path for path in walk(root, suffixes) if not _inside(path, output_root, root)]
+        if output_root.is_file() or suffix in suffixes and output_root.resolve() == root.resolve():
+            raise InputError(f"{show(output_root)}: expected an output folder other than the input")
+        own = _within(root, output_root)  # outputs of an earlier run are no inputs
+        files = [path for path in walk(root, suffixes) if own not in path.parents]
         sources = [source for path in files for source in split(path)] if split else files
         aliases = [getattr(source, "alias", source) for source in sources]
         targets = output_paths(aliases, root, output_root, suffix)
-    except (OSError, InputError) as error:
+        report = run_batch(
+            convert,
+            sources,
+            targets,
+            output_root=output_root,
+            workers=args.workers,
+            backend=args.backend,
+            description=parser.prog,
+        )
+    except (OSError, InputError, ImportError) as error:
         parser.error(str(error))
-    report = run_batch(
-        convert,
-        sources,
-        targets,
-        output_root=output_root,
-        workers=args.workers,
-        backend=args.backend,
-        description=parser.prog,
-    )
     print(report.summary())
     return report.exit_status
 
@@ -77,6 +74,7 @@ def _beside(root: Path, ending: str) -> Path:
     return root.with_name((root.stem if root.is_file() else root.name) + ending)
 
 
-def _inside(path: Path, output_root: Path, root: Path) -> bool:
-    """Whether a file is an output of an earlier run, in an output folder within the input folder."""
-    return output_root != root and output_root in path.parents
+def _within(root: Path, output_root: Path) -> Path | None:
+    """The output folder as a walk of the input folder meets it, if it lies within."""
+    inner, outer = output_root.resolve(), root.resolve()
+    return root / inner.relative_to(outer) if outer in inner.parents else None

@@ -67,9 +67,7 @@ def _files_under(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def output_paths(
-    inputs: Sequence[Path], root: str | Path, output_root: str | Path, suffix: str
-) -> list[Path]:
+def output_paths(inputs: Sequence[Path], root: str | Path, output_root: str | Path, suffix: str) -> list[Path]:
     """One output an input: its path below `root`, with `suffix` in place of its own.
 
     Inputs that would share an output keep their own suffix in it: a.abc and a.mtf give a.abc.npy, a.mtf.npy.
@@ -78,9 +76,7 @@ def output_paths(
     names = [path.with_suffix(suffix) for path in relative]
     while True:
         shared = {name for name, count in Counter(names).items() if count > 1}
-        kept = [
-            p.with_name(p.name + suffix) if n in shared else n for p, n in zip(relative, names, strict=True)
-        ]
+        kept = [p.with_name(p.name + suffix) if n in shared else n for p, n in zip(relative, names, strict=True)]
         if kept == names:
             break
         names = kept
@@ -176,13 +172,13 @@ def run_batch(
 
     What it returns, if anything, is a remark on the output, which is counted in the report.
     A source may be anything with a path (os.PathLike): a file, or one tune of a file that holds many.
-    `workers` None is one a core; `backend` is joblib's, `ray` and `dask` included; None is local processes.
+    `workers` None is one a core; `backend` is `ray`, `dask` or None for local processes.
     """
     report = Report()
     jobs = [(s, t) for s, t in zip(sources, targets, strict=True) if not is_done(s, t)]
     report.skipped = len(sources) - len(jobs)
     progress = tqdm(total=len(jobs), desc=description, unit="file", disable=not jobs)
-    with progress, _backend(backend, workers):
+    with _backend(backend, workers), progress:
         for source, error, remark in _outcomes(function, jobs, backend):
             progress.update()
             if error:
@@ -197,14 +193,18 @@ def run_batch(
 
 def _backend(backend: str | None, workers: int | None) -> joblib.parallel_config:
     """joblib's context; `ray` and `dask` join the cluster that their own environment variables name."""
-    if backend == "ray":
-        from ray.util.joblib import register_ray
+    try:
+        if backend == "ray":
+            from ray.util.joblib import register_ray
 
-        register_ray()
-    elif backend == "dask":
-        from distributed import Client
+            register_ray()
+        elif backend == "dask":
+            from distributed import Client
 
-        Client()
+            Client()
+    except ImportError as error:
+        package = {"ray": "ray", "dask": "distributed"}[backend]
+        raise ImportError(f"--backend {backend} needs a package of its own: pip install {package}") from error
     return joblib.parallel_config(backend=backend or "loky", n_jobs=workers or -1)
 
 
@@ -216,9 +216,8 @@ def _outcomes(function: Callable, jobs: list[tuple], backend: str | None) -> Ite
     """
     left = dict(enumerate(jobs))
     calls = [joblib.delayed(_one)(function, number, *job) for number, job in left.items()]
-    return_as = (
-        "list" if backend else "generator_unordered"
-    )  # not every backend can give results as they come
+    # ray's and dask's backends cannot give results as they come
+    return_as = "list" if backend else "generator_unordered"
     try:
         for number, *outcome in joblib.Parallel(return_as=return_as)(calls):
             source, _ = left.pop(number)
