@@ -130,10 +130,11 @@ def test_text_features_are_the_golden_ones(tiny_clamp3, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("name", ["clamp3", "m3"])
-def test_names_and_shapes_are_the_published_ones(name, tiny_clamp3, tiny_m3):
+def test_names_shapes_and_order_are_the_published_ones(name, tiny_clamp3, tiny_m3):
     model = {"clamp3": tiny_clamp3, "m3": tiny_m3}[name]
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
-    assert shapes == json.loads((GOLDEN / f"tiny/{name}_state_dict_shapes.json").read_text())
+    expected = json.loads((GOLDEN / f"tiny/{name}_state_dict_shapes.json").read_text())
+    assert list(shapes.items()) == list(expected.items())  # the order numbers an optimizer's states
 
 
 def random_patches(*shape):

@@ -11,7 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PretrainedConfig
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from clamplib.geometry import CHARACTERS, Geometry
 from clamplib.loss import contrastive_loss
@@ -56,13 +64,26 @@ def _check_codes(codes: torch.Tensor) -> None:
         torch._assert_async(~wrong.any(), f"patches hold codes from 0 to {CHARACTERS - 1}")
 
 
+def _in_published_order(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Puts the position embeddings before the token types, where transformers 4 had them.
+
+    Optimizer states number the parameters in their order: without this, training that goes on from
+    published weights would give the one's state to the other.
+    """
+    modules = encoder.embeddings._modules
+    for name in ("token_type_embeddings", "LayerNorm", "dropout"):
+        if name in modules:
+            modules[name] = modules.pop(name)
+    return encoder
+
+
 class M3PatchEncoder(nn.Module):
     """BERT over the patches of a piece."""
 
     def __init__(self, config: BertConfig, patch_size: int = 64):
         super().__init__()
         self.patch_embedding = PatchEmbedding(patch_size, config.hidden_size)
-        self.base = BertModel(config)
+        self.base = _in_published_order(BertModel(config))
 
     def forward(self, input_patches: torch.Tensor, input_masks: torch.Tensor) -> torch.Tensor:
         """Patches [B, L, S] and masks [B, L] -> the last hidden states [B, L, H]."""
@@ -198,11 +219,11 @@ class CLaMP3Model(nn.Module):
         patch_size: int = 64,
     ):
         super().__init__()
-        self.text_model = AutoModel.from_config(text_config)
+        self.text_model = _in_published_order(AutoModel.from_config(text_config))
         self.text_proj = nn.Linear(text_config.hidden_size, hidden_size)
         self.symbolic_model = M3PatchEncoder(symbolic_config, patch_size)
         self.symbolic_proj = nn.Linear(symbolic_config.hidden_size, hidden_size)
-        self.audio_model = BertModel(audio_config)
+        self.audio_model = _in_published_order(BertModel(audio_config))
         self.audio_proj = nn.Linear(audio_config.hidden_size, hidden_size)
         self.learned_temperature = learned_temperature
         self.logit_scale = logit_scale
