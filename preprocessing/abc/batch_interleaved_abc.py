@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from clamplib.batch import batch_parser, convert_folder
-from clamplib.notation import bars_differ, interleave, read_text
+from clamplib.notation import bars_differ, interleave
+from clamplib.scores import read_text
 
 input_dir = "<path_to_your_abc_files>"  # what is converted when no folder is given
 
