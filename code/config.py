@@ -8,7 +8,7 @@ Line 66 switches between the published variants: `saas` (best for audio) and `c2
 # -------------------------------------------------------------------- all training
 EVAL_SPLIT = 0.01  # share of the training data to evaluate on where no evaluation data is named
 SEED = 42  # of the split, the order of the items, every random choice about an item, and dropout
-SAVE_EVERY = 5  # epochs between the checkpoints that are kept as …_N.pth
+SAVE_EVERY = 5  # epochs between the checkpoints that are kept as …_N.pth; 0: none
 NUM_WORKERS = 2  # processes a GPU that read and prepare batches; 0: none beside the training itself
 CHUNK_BATCHES = 20  # items are sorted by length within this many shuffled batches; 1: batches stay mixed
 PRECISION = "bf16"  # on CUDA: "bf16", "fp16" (with scaled gradients) or "float32", which a CPU always uses

@@ -15,12 +15,14 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel
 
 from clamplib import curves, distributed
-from clamplib.datasets import CLaMP3Dataset, M3Dataset, m3_files, read_pieces, split_items
+from clamplib.datasets import CLaMP3Dataset, M3Dataset
 from clamplib.loading import CollateCLaMP3, collate_m3, make_loader
 from clamplib.models import CLaMP3Model, M3Model
 from clamplib.objectives import clamp3_objective, m3_objective
 from clamplib.patchilizer import M3Patchilizer
-from clamplib.training import Recipe, train
+from clamplib.pieces import m3_files, read_pieces, split_items
+from clamplib.training import train
+from clamplib.training_state import Recipe
 from utils import load_m3_encoder, load_settings, load_tokenizer, make_geometry
 
 NAMED_PROBLEMS = 10

@@ -4,17 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from clamplib.datasets import (
-    CLaMP3Dataset,
-    M3Dataset,
-    evaluation_lines,
-    m3_files,
-    read_pieces,
-    split_items,
-)
+from clamplib.datasets import CLaMP3Dataset, M3Dataset
 from clamplib.files import InputError
 from clamplib.loading import CollateCLaMP3, LengthSortedBatches, collate_m3, make_loader, pad
 from clamplib.patchilizer import M3Patchilizer
+from clamplib.pieces import evaluation_lines, m3_files, read_pieces, split_items
 
 ABC = 'L:1/8\nM:4/4\nK:G\nV:1 treble nm="Violin"\n' + "[V:1]G2 B2 d2 g2|\n" * 3
 MTF = "ticks_per_beat 480\nprogram_change 0 0 40\n" + "note_on 0 0 60 64\nnote_off 480 0 60 0\n" * 40

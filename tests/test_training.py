@@ -16,6 +16,7 @@ import torch
 
 from clamplib import curves, training
 from clamplib.checkpoints import load_checkpoint, load_clamp3, load_m3, save_checkpoint
+from clamplib.training_state import Recipe, TrainingState, learning_rate_factor
 
 CODE = Path(__file__).parents[1] / "code"
 M3, SYMBOLIC, AUDIO = "train_m3", "train_clamp3_symbolic", "train_clamp3_audio"
@@ -25,7 +26,7 @@ TOKEN_NUM_LAYERS = 1
 M3_HIDDEN_SIZE = 64
 PATCH_LENGTH = 64
 CLAMP3_HIDDEN_SIZE = 32
-AUDIO_HIDDEN_SIZE = 64
+AUDIO_HIDDEN_SIZE = 128
 AUDIO_NUM_LAYERS = 1
 NUM_WORKERS = 0
 EVAL_SPLIT = 0.25
@@ -63,7 +64,7 @@ def corpus(tmp_path_factory):
             f"note_on {rng.randint(0, 99)} 0 {rng.randint(40, 80)} 64" for _ in range(rng.randint(3, 30))
         ]
         stem.with_suffix(".mtf").write_text("ticks_per_beat 480\n" + "\n".join(notes))
-        np.save(stem.with_suffix(".npy"), np.random.default_rng(number).normal(size=(1, number + 2, 64)))
+        np.save(stem.with_suffix(".npy"), np.random.default_rng(number).normal(size=(1, number + 2, 128)))
         suffixes = (".abc", ".mtf", ".npy") if number < 9 else (".mtf", ".npy")
         piece = {
             "id": number,
@@ -142,7 +143,7 @@ def strip_time(log):
 def test_stopped_in_mid_epoch_goes_on_from_there(number, run, make_config, monkeypatch, capsys):
     whole, parts = make_config(DROPOUT=0.2), make_config(DROPOUT=0.2)
     assert run(SYMBOLIC, whole) == 0
-    steps, take_step = [], training._TrainingState.step
+    steps, take_step = [], TrainingState.step
 
     def step_and_signal(state, loss):
         take_step(state, loss)
@@ -150,7 +151,7 @@ def test_stopped_in_mid_epoch_goes_on_from_there(number, run, make_config, monke
         if len(steps) in (2, 4):
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(training._TrainingState, "step", step_and_signal)
+    monkeypatch.setattr(TrainingState, "step", step_and_signal)
     assert run(SYMBOLIC, parts) == 128 + number
     assert weights(parts, "clamp3_latest")["step"] == 2
     assert run(SYMBOLIC, parts) == 128 + number
@@ -249,7 +250,7 @@ def test_another_modality_gives_weights_only(run, make_config, capsys):
     assert run(SYMBOLIC, config) == 0
     before = {name: value.clone() for name, value in weights(config, "clamp3_latest")["model"].items()}
     assert run(AUDIO, config) == 0
-    assert "new stage begins (modality differs)" in capsys.readouterr().out
+    assert "a new stage begins, its modality differing" in capsys.readouterr().out
     after = weights(config, "clamp3_latest")
     assert after["modality"] == "audio" and after["epoch"] == 1
     assert_same({"model": before}, after)
@@ -260,13 +261,13 @@ def test_another_modality_gives_weights_only(run, make_config, capsys):
 def test_frozen_parts_stay(script, frozen, freeze_text, run, make_config, monkeypatch):
     config = make_config(CLAMP3_NUM_EPOCH=1, FREEZE_TEXT=freeze_text)
     starts = {}
-    initialise = training._TrainingState.__init__
+    initialise = TrainingState.__init__
 
     def remember(state, model, *args):
         starts.update({name: value.clone() for name, value in model.state_dict().items()})
         initialise(state, model, *args)
 
-    monkeypatch.setattr(training._TrainingState, "__init__", remember)
+    monkeypatch.setattr(TrainingState, "__init__", remember)
     assert run(script, config) == 0
     frozen = (frozen, "text_") if freeze_text else (frozen,)
     moved = {
@@ -340,21 +341,45 @@ def test_published_layout_is_resumed(run, make_config, capsys):
     assert all(entry["step"] == 2 * steps for entry in after["optimizer"]["state"].values())
 
 
+def test_golden_checkpoint_is_resumed(run, golden, tiny_weights, make_config, capsys):
+    """A file in the published layout, of another implementation: its modality goes on, another starts anew."""
+    sizes = json.loads((golden / "tiny/tiny_config.json").read_text())
+    for script, said in ((AUDIO, "7 epochs and 0 steps are done"), (SYMBOLIC, "its modality differing")):
+        config = make_config(**sizes, CLAMP3_LOAD_M3=True)
+        shutil.copy(tiny_weights / "clamp3_tiny.pth", config.parent / "out/clamp3.pth")
+        assert run(script, config, "--epochs", "8" if script == AUDIO else "1") == 0
+        assert said in capsys.readouterr().out
+        assert weights(config, "clamp3_latest")["epoch"] == (8 if script == AUDIO else 1)
+
+
+def test_scaled_gradients_that_overflow_take_no_step():
+    """What fp16 does on CUDA: neither optimizer nor schedule moves, the scale shrinks."""
+    model = torch.nn.Linear(2, 1)
+    state = TrainingState(model, recipe(warmup_steps=0, gradient_clip=1.0), 10, torch.device("cpu"))
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = model.weight.detach().clone()
+    state.step(model(torch.full((1, 2), 1e38)).sum() * 10)
+    assert torch.equal(model.weight, before) and state.scheduler.last_epoch == 0
+    assert state.scaler.get_scale() == 512
+    state.step(model(torch.ones(1, 2)).sum())
+    assert not torch.equal(model.weight, before) and state.scheduler.last_epoch == 1
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(run, make_config, capsys):
     assert run(M3, make_config(M3_LEARNING_RATE=1e30, M3_WARMUP_STEPS=0)) == 1
     assert "the loss is nan in epoch" in capsys.readouterr().err
 
 
 def recipe(**changes):
-    return training.Recipe(
+    return Recipe(
         weights_path=Path("w.pth"), logs_path=Path("l.txt"), epochs=1, learning_rate=1.0, **changes
     )
 
 
 def test_schedules():
-    constant = training._learning_rate_factor(recipe(warmup_steps=4), 100)
+    constant = learning_rate_factor(recipe(warmup_steps=4), 100)
     assert [constant(step) for step in (0, 1, 4, 99, 1000)] == [0, 0.25, 1, 1, 1]
-    cosine = training._learning_rate_factor(recipe(warmup_steps=20, schedule="cosine"), 100)
+    cosine = learning_rate_factor(recipe(warmup_steps=20, schedule="cosine"), 100)
     assert [cosine(step) for step in (10, 20, 60, 100, 101)] == pytest.approx([0.5, 1, 0.5, 0, 0])
     for wrong in ({"schedule": "linear"}, {"precision": "fp8"}):
         with pytest.raises(ValueError, match="must be one of"):

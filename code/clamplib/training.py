@@ -1,11 +1,7 @@
-"""The one training loop: an objective is minimised, evaluated after every epoch, saved and resumed.
-
-Files, beside each other: NAME.pth is the epoch with the lowest evaluation loss, NAME_N.pth every few epochs,
-and NAME_latest.pth the state to go on from. Each has the published entries: model, optimizer, lr_sched,
-epoch, best_epoch, min_eval_loss, and modality for CLaMP 3.
+"""The one training loop: an objective is minimised over batches, and evaluated after every epoch.
 
 Resuming is exact, in the middle of an epoch too: items draw from (seed, epoch, index) and dropout from
-(seed, epoch, step, rank), so a checkpoint needs no generator's state.
+(seed, epoch, step, rank), so a checkpoint needs no generator's state. (See training_state for the files.)
 """
 
 import logging
@@ -15,79 +11,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clamplib import distributed
-from clamplib.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from clamplib.files import InputError
 from clamplib.objectives import Objective
+from clamplib.training_state import Progress, Recipe, TrainingState
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}
-SCHEDULES = ("constant", "cosine")
 PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 30  # between two states of the progress bar
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train, apart from the data and the objective.
-
-    `stage` goes into the checkpoints, such as {"modality": "symbolic"}: training goes on from a checkpoint of
-    the same stage, and takes the weights alone from one of another.
-    """
-
-    weights_path: Path
-    logs_path: Path
-    epochs: int
-    learning_rate: float
-    warmup_steps: int = 1000
-    schedule: str = "constant"
-    weight_decay: float = 0.01
-    gradient_clip: float = 0.0
-    precision: str = "bf16"
-    deterministic: bool = True
-    load_checkpoint: bool = True
-    save_every: int = 5
-    seed: int = 42
-    stage: dict = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
-
-    @property
-    def latest_path(self) -> Path:
-        return self.weights_path.with_stem(f"{self.weights_path.stem}_latest")
-
-    def checkpoint(self) -> Path | None:
-        """What to go on from: the latest state, else the best one (a published one, say), if there is any."""
-        paths = [path for path in (self.latest_path, self.weights_path) if path.is_file()]
-        return paths[0] if paths and self.load_checkpoint else None
-
-    def epoch_path(self, epoch: int) -> Path:
-        return self.weights_path.with_stem(f"{self.weights_path.stem}_{epoch}")
-
-
-@dataclass
-class Progress:
-    """How far training is: `epoch` epochs done, and `step` steps of the next one with their `loss_sum`."""
-
-    epoch: int = 0
-    best_epoch: int = 0
-    min_eval_loss: float = math.inf
-    step: int = 0
-    loss_sum: float = 0.0
 
 
 def train(
@@ -107,7 +44,7 @@ def train(
     """
     torch.backends.cudnn.deterministic = recipe.deterministic
     torch.backends.cudnn.benchmark = not recipe.deterministic
-    state = _TrainingState(model.to(device), recipe, len(train_batches), device)
+    state = TrainingState(model.to(device), recipe, len(train_batches), device)
     progress = state.resume()
     if progress.epoch >= recipe.epochs:
         _say(f"Training has finished: {progress.epoch} of {recipe.epochs} epochs, best {progress.best_epoch}.")
@@ -146,102 +83,22 @@ class _Loss(nn.Module):
         return self.objective.loss(self.model, batch)
 
 
-class _TrainingState:
-    """Model, optimizer, schedule and gradient scaler, and their checkpoints."""
-
-    def __init__(self, model: nn.Module, recipe: Recipe, steps_an_epoch: int, device: torch.device):
-        self.model, self.recipe, self.device = model, recipe, device
-        # All parameters, also the frozen ones, which get no gradient: so it is in the published files.
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
-        factor = _learning_rate_factor(recipe, recipe.epochs * steps_an_epoch)
-        self.scheduler = LambdaLR(self.optimizer, factor)
-        self.dtype = PRECISIONS[recipe.precision] if device.type == "cuda" else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
-
-    def step(self, loss: torch.Tensor) -> None:
-        """One step of optimizer and schedule."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        if self.recipe.gradient_clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.scaler.get_scale() >= scale:  # a smaller scale: the gradients overflowed, no step was taken
-            self.scheduler.step()
-
-    def save(self, path: Path, progress: Progress) -> None:
-        """Writes a checkpoint; all processes call this, the first one writes, the others wait for it."""
-        if distributed.rank() == 0:
-            entries = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "lr_sched": self.scheduler.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
-            save_checkpoint(path, {**entries, **vars(progress), **self.recipe.stage})
-        distributed.wait()
-
-    def resume(self) -> Progress:
-        """Goes on from the recipe's checkpoint, if there is one."""
-        path = self.recipe.checkpoint()
-        if path is None:
-            return Progress()
-        found = load_checkpoint(path)
-        load_weights(self.model, found["model"], path)
-        differing = {name for name, value in self.recipe.stage.items() if found.get(name, value) != value}
-        if differing:
-            _say(f"Weights from {path}; a new stage begins ({', '.join(sorted(differing))} differs).")
-            return Progress()
-        try:
-            self.optimizer.load_state_dict(found["optimizer"])
-            self.scheduler.load_state_dict(found["lr_sched"])
-            if found.get("scaler"):
-                self.scaler.load_state_dict(found["scaler"])
-            progress = Progress(**{name: found[name] for name in vars(Progress()) if name in found})
-        except (KeyError, ValueError) as error:
-            raise InputError(
-                f"{path}: expected a checkpoint to go on from, with optimizer and lr_sched ({error}). "
-                "Move it away, or set LOAD_CKPT to False."
-            ) from error
-        _say(f"Going on from {path}: {progress.epoch} epochs and {progress.step} steps are done.")
-        return progress
-
-
-def _learning_rate_factor(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        if step < recipe.warmup_steps:
-            return step / recipe.warmup_steps
-        if recipe.schedule == "constant":
-            return 1.0
-        done = (step - recipe.warmup_steps) / max(1, steps - recipe.warmup_steps)
-        return (1 + math.cos(math.pi * min(1.0, done))) / 2
-
-    return factor
-
-
 def _parallel(step: nn.Module, device: torch.device) -> nn.Module:
     if distributed.world_size() == 1:
         return step
     devices = [device] if device.type == "cuda" else None
     # The poolers, for one, take no part in the loss.
-    return DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True)
+    return DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False)
 
 
 def _train_epoch(
-    step: nn.Module, state: _TrainingState, progress: Progress, batches: DataLoader, signals: "_Signals"
+    step: nn.Module, state: TrainingState, progress: Progress, batches: DataLoader, signals: "_Signals"
 ) -> int:
     """The rest of an epoch; returns the number of the signal that ended it early, or 0."""
     state.model.train()
     sampler = batches.batch_sampler
     sampler.epoch, sampler.first_step = progress.epoch, progress.step
-    loss_sum = torch.tensor(progress.loss_sum, device=state.device)
+    loss_sum, stopped_by = torch.tensor(progress.loss_sum, device=state.device), 0
     with _ProgressBar(progress.epoch + 1, sampler) as bar:
         for batch in batches:
             # Each rank its own dropout, and the same again after resuming.
@@ -262,14 +119,14 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _evaluate(state: _TrainingState, objective: Objective, batches: DataLoader) -> dict[str, float]:
+def _evaluate(state: TrainingState, objective: Objective, batches: DataLoader) -> dict[str, float]:
     state.model.eval()
     with state.autocast():
         return objective.evaluate(state.model, (to_device(batch, state.device) for batch in batches))
 
 
 def _finish_epoch(
-    state: _TrainingState, progress: Progress, numbers: dict, report: Callable[[dict], None] | None
+    state: TrainingState, progress: Progress, numbers: dict, report: Callable[[dict], None] | None
 ) -> None:
     """Saves and reports an epoch."""
     recipe = state.recipe
@@ -278,12 +135,13 @@ def _finish_epoch(
     if improved:
         progress.best_epoch, progress.min_eval_loss = progress.epoch, numbers["eval_loss"]
         state.save(recipe.weights_path, progress)
-    if progress.epoch % recipe.save_every == 0:
+    if recipe.save_every and progress.epoch % recipe.save_every == 0:
         state.save(recipe.epoch_path(progress.epoch), progress)
     state.save(recipe.latest_path, progress)
     line = "  ".join(f"{name} {_short(value)}" for name, value in numbers.items()) + "  best" * improved
     _say(line)
     if distributed.rank() == 0:
+        recipe.logs_path.parent.mkdir(parents=True, exist_ok=True)
         with open(recipe.logs_path, "a", encoding="utf-8") as log:
             log.write(line + "\n")
         if report:
