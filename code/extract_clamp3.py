@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clamplib import distributed
 from clamplib.checkpoints import Loaded, load_clamp3
-from clamplib.encoding import BATCH_SIZE
+from clamplib.encoding import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from clamplib.extraction import extract_files, input_files
 from clamplib.sequences import MODALITIES
 from utils import load_settings, make_geometry
@@ -32,26 +32,19 @@ def build_parser(description: str, example: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("input_dir", help="folder of input files; its sub-folders are kept")
     parser.add_argument("output_dir", help="folder for the .npy files; what is up to date there is skipped")
-    parser.add_argument(
-        "--variant", help="saas, c2, mini or a folder of weights; default: what config.py says"
-    )
+    parser.add_argument("--variant", help="saas, c2, mini or a folder of weights; default: what config.py says")
     parser.add_argument("--config", type=Path, help="a file of assignments that replace those of config.py")
     parser.add_argument(
         "--batch_size",
         type=positive,
-        default=BATCH_SIZE,
-        help="full-length segments in a batch, or as many shorter ones as take the same space "
-        "(default: %(default)s)",
+        help="full-length segments in a batch, or as many shorter ones as take the same space; "
+        f"default: {GPU_BATCH_SIZE} on a GPU, {CPU_BATCH_SIZE} on a CPU",
     )
-    parser.add_argument(
-        "--num_workers", type=int, help="processes that read ahead; default: by files and cores"
-    )
+    parser.add_argument("--num_workers", type=int, help="processes that read ahead; default: by files and cores")
     return parser
 
 
-def run(
-    args: argparse.Namespace, suffixes: Iterable[str], load: Callable[[], Loaded], get_global: bool = False
-) -> int:
+def run(args: argparse.Namespace, suffixes: Iterable[str], load: Callable[[], Loaded], get_global: bool = False) -> int:
     """Extracts, prints the counts (of several processes the first), gives the exit status."""
     try:
         sources = input_files(args.input_dir, args.output_dir, suffixes)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from clamplib.files import InputError
+from clamplib.files import InputError, show
 from clamplib.retrieval import load_features, load_query, search
 
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     rows, similarities = search(query, references.matrix, args.top_k)
     print(f"Top {rows.shape[1]} results among {len(references)} candidates:")
     for row, similarity in zip(rows[0], similarities[0], strict=True):
-        print(references.keys[row], f"{similarity:.4f}")
+        print(show(references.keys[row]), f"{similarity:.4f}")
     for failure in references.failures:
         print(f"left out: {failure}", file=sys.stderr)
     return 1 if references.failures else 0

@@ -145,6 +145,8 @@ def test_pieces_come_in_order_with_or_without_workers(inputs, loaded, tiny_geome
 def test_outputs_are_no_inputs(inputs, tmp_path, loaded):
     with pytest.raises(InputError, match="other than the input folder"):
         input_files(inputs, f"{inputs}/../in", MODALITIES)
+    with pytest.raises(InputError, match=r"b\.npy: .* replaces an input"):
+        extract(inputs / "b.npy", inputs, loaded, **GLOBAL)
     extract(inputs, inputs / "out", loaded, **GLOBAL)
     assert counts(extract(inputs, inputs / "out", loaded, **GLOBAL)) == (0, 5, 0)
 

@@ -137,12 +137,8 @@ def test_ranks_in_blocks_equal_one_query_at_a_time(monkeypatch):
 
 
 def test_pairs_by_hand(tmp_path):
-    queries = load_features(
-        write(tmp_path / "q", {"a.0": [1, 0], "a.1": [0, 1], "b": [1, 1], "alone": [1, 1]})
-    )
-    references = load_features(
-        write(tmp_path / "r", {"a": [2, 0], "b": [0, 3], "b.x": [1, 1], "other": [9, 9]})
-    )
+    queries = load_features(write(tmp_path / "q", {"a.0": [1, 0], "a.1": [0, 1], "b": [1, 1], "alone": [1, 1]}))
+    references = load_features(write(tmp_path / "r", {"a": [2, 0], "b": [0, 3], "b.x": [1, 1], "other": [9, 9]}))
     pairs = pair(queries, references)
     assert [queries.keys[row] for row in pairs.rows] == ["a", "a", "b"]
     # candidates are a = (1, 0) and b = (0, 1) only; the query b is as close to both

@@ -132,9 +132,7 @@ def test_a_trailing_slash_changes_nothing(run, folder):
 
 
 def test_sub_folders_are_searched_and_part_of_the_key(run):
-    status, out, _, _ = run(
-        "semantic_search", "../cache/query/txt-q.npy", "../cache/tree_ref", "--top_k", "50"
-    )
+    status, out, _, _ = run("semantic_search", "../cache/query/txt-q.npy", "../cache/tree_ref", "--top_k", "50")
     assert status == 0 and "Top 50 results among 50 candidates" in out
     assert {line.split("/")[0] for line in out.splitlines()[1:]} == {"a", "b"}
 

@@ -18,7 +18,8 @@ from clamplib.loading import pad
 from clamplib.patchilizer import M3Patchilizer
 from clamplib.sequences import symbolic_patches, text_tokens
 
-BATCH_SIZE = 32  # segments of full length
+# Segments of full length in a batch. On a CPU larger batches are slower: their states leave its caches.
+GPU_BATCH_SIZE, CPU_BATCH_SIZE = 32, 2
 
 
 class Span(NamedTuple):
@@ -61,18 +62,16 @@ def clamp3_encoders(loaded: Loaded, get_global: bool) -> dict[str, Encoder]:
 def m3_encoders(loaded: Loaded) -> dict[str, Encoder]:
     """M3's one encoder, its features temporal."""
     encoder = loaded.model.encoder
-    return {
-        "symbolic": Encoder(encoder, loaded.geometry.patch_length, False, next(encoder.parameters()).device)
-    }
+    return {"symbolic": Encoder(encoder, loaded.geometry.patch_length, False, next(encoder.parameters()).device)}
 
 
-def encode(
-    encoder: Encoder, sequences: Sequence[np.ndarray], batch_size: int = BATCH_SIZE
-) -> list[np.ndarray]:
+def encode(encoder: Encoder, sequences: Sequence[np.ndarray], batch_size: int | None = None) -> list[np.ndarray]:
     """Features of each sequence [n, ...]: float32 [1, D] if pooled, else [1, n, H].
 
-    A batch holds `batch_size` segments of full length, or as many shorter ones as take the same space.
+    A batch holds `batch_size` segments of full length, or as many shorter ones as take the same space; None is
+    what suits the device.
     """
+    batch_size = batch_size or (CPU_BATCH_SIZE if encoder.device.type == "cpu" else GPU_BATCH_SIZE)
     spans = [segment_spans(len(rows), encoder.max_length) for rows in sequences]
     segments = [rows[s.start : s.stop] for rows, own in zip(sequences, spans, strict=True) for s in own]
     outputs: list[torch.Tensor | None] = [None] * len(segments)
@@ -88,9 +87,7 @@ def encode(
 
 def segment_spans(length: int, max_length: int) -> list[Span]:
     """The segments of a sequence, each of `max_length` rows, or of all where there are fewer."""
-    spans = [
-        Span(start, start + max_length, max_length) for start in range(0, length - max_length + 1, max_length)
-    ]
+    spans = [Span(start, start + max_length, max_length) for start in range(0, length - max_length + 1, max_length)]
     new = length % max_length
     return [*spans, Span(max(0, length - max_length), length, new)] if new else spans
 
@@ -114,13 +111,13 @@ def _join(parts: list[np.ndarray], spans: list[Span], pooled: bool) -> np.ndarra
     return np.concatenate(new)[None]
 
 
-def encode_texts(loaded: Loaded, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
+def encode_texts(loaded: Loaded, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
     """Global vectors of texts: float32 [N, D], not normalised."""
     sequences = [text_tokens(text, loaded.tokenizer) for text in texts]
     return np.concatenate(encode(clamp3_encoders(loaded, True)["text"], sequences, batch_size))
 
 
-def encode_scores(loaded: Loaded, scores: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
+def encode_scores(loaded: Loaded, scores: Sequence[str], batch_size: int | None = None) -> np.ndarray:
     """Global vectors of pieces in interleaved ABC or MTF: float32 [N, D], not normalised."""
     patchilizer = M3Patchilizer(loaded.geometry.patch_size, loaded.geometry.patch_length)
     sequences = [symbolic_patches(score, patchilizer) for score in scores]

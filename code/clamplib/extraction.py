@@ -13,18 +13,25 @@ from tqdm import tqdm
 
 from clamplib import distributed
 from clamplib.checkpoints import Loaded
-from clamplib.encoding import BATCH_SIZE, Encoder, clamp3_encoders, encode, m3_encoders
+from clamplib.encoding import (
+    Encoder,
+    clamp3_encoders,
+    encode,
+    encode_scores,
+    encode_texts,
+    m3_encoders,
+)
 from clamplib.files import InputError, Report, atomic_path, describe, is_done, output_paths, show, walk
 from clamplib.geometry import Geometry
 from clamplib.models import M3Model
 from clamplib.sequences import MODALITIES, Reader
 from clamplib.space import SPACE_FILE, check_same_space, read_space, write_space
 
+__all__ = ["encode_scores", "encode_texts", "extract_files", "input_files"]  # in memory, and by folder
+
 logger = logging.getLogger(__name__)
 
-CHUNK_ROWS = (
-    1 << 17
-)  # rows that are sorted by length together; their states take 400 MB at the published size
+CHUNK_ROWS = 1 << 17  # sorted by length together; their states take 400 MB at the published size
 MAX_WORKERS = 4
 FILES_A_WORKER = 100  # for fewer, starting a process is not worth it
 READ_AHEAD = 256  # files that each worker may be ahead
@@ -51,7 +58,7 @@ def extract_files(
     loaded: Loaded,
     *,
     get_global: bool = False,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     workers: int | None = None,
 ) -> Report:
     """Writes the feature of each file that has none up to date, and space.json beside them.
@@ -65,6 +72,8 @@ def extract_files(
     kind = "m3" if m3 else "clamp3 global" if get_global else "clamp3 temporal"
     encoders = m3_encoders(loaded) if m3 else clamp3_encoders(loaded, get_global)
     targets = output_paths(sources, input_dir, output_dir, ".npy")
+    if both := set(map(os.path.abspath, sources)) & set(map(os.path.abspath, targets)):
+        raise InputError(f"{show(min(both))}: expected an output folder where no feature replaces an input")
     known = _claim(output_dir, {**loaded.space, "kind": kind})
     share = list(zip(sources, targets, strict=True))[distributed.rank() :: distributed.world_size()]
     jobs = [job for job in share if not (known and is_done(*job))]
@@ -124,17 +133,13 @@ class _Files(Dataset):
             return Piece(source, target, None, describe(error))
 
 
-def read_ahead(
-    jobs: Sequence[tuple[Path, Path]], reader: Reader, workers: int | None = None
-) -> Iterable[Piece]:
+def read_ahead(jobs: Sequence[tuple[Path, Path]], reader: Reader, workers: int | None = None) -> Iterable[Piece]:
     """The pieces of (source, target) pairs, in order, read by `workers` processes while the model is busy."""
     if workers is None:
         cores = (os.cpu_count() or 1) // distributed.world_size()
         workers = min(MAX_WORKERS, cores, len(jobs) // FILES_A_WORKER)
     ahead = {"prefetch_factor": READ_AHEAD} if workers else {}
-    return DataLoader(
-        _Files(jobs, reader), batch_size=None, num_workers=workers, collate_fn=_as_it_is, **ahead
-    )
+    return DataLoader(_Files(jobs, reader), batch_size=None, num_workers=workers, collate_fn=_as_it_is, **ahead)
 
 
 def _as_it_is(piece: Piece) -> Piece:
@@ -155,7 +160,7 @@ def _chunks(pieces: Iterable[Piece], rows: int) -> Iterator[list[Piece]]:
 
 
 def _encode_chunk(
-    chunk: list[Piece], encoders: dict[str, Encoder], batch_size: int
+    chunk: list[Piece], encoders: dict[str, Encoder], batch_size: int | None
 ) -> Iterator[tuple[Piece, np.ndarray | None]]:
     by_modality = defaultdict(list)
     for piece in chunk:

@@ -21,9 +21,7 @@ def ranks(similarity: np.ndarray, target: np.ndarray) -> np.ndarray:
     """
     similarity, target = np.asarray(similarity), np.asarray(target)
     if similarity.ndim != 2 or target.shape != similarity.shape[:1]:
-        raise ValueError(
-            f"expected similarity [Q, N] and target [Q], got {similarity.shape} and {target.shape}"
-        )
+        raise ValueError(f"expected similarity [Q, N] and target [Q], got {similarity.shape} and {target.shape}")
     right = np.take_along_axis(similarity, target[:, None], axis=1)
     return 1 + (similarity > right + TIE_TOLERANCE).sum(axis=1)
 

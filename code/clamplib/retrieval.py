@@ -53,9 +53,7 @@ def load_vector(path: str | Path) -> np.ndarray:
     vector = array[0] if array.ndim == 2 and len(array) == 1 else array
     if vector.ndim != 1 or not vector.size:
         hint = "; global vectors come from extract_clamp3.py --get_global" if array.ndim == 3 else ""
-        raise InputError(
-            f"{show(path)}: expected one vector, [1, D] or [D], got shape {list(array.shape)}{hint}"
-        )
+        raise InputError(f"{show(path)}: expected one vector, [1, D] or [D], got shape {list(array.shape)}{hint}")
     if not vector.any():
         raise InputError(f"{show(path)}: expected a direction, got a vector of zeros, which has no cosine")
     return vector
@@ -82,9 +80,7 @@ def load_features(folder: str | Path) -> Features:
     width = Counter(vector.size for vector in vectors.values()).most_common(1)[0][0]
     for path in [path for path, vector in vectors.items() if vector.size != width]:
         got = vectors.pop(path).size
-        failures.append(
-            InputError(f"{show(path)}: expected {width} values like most features here, got {got}")
-        )
+        failures.append(InputError(f"{show(path)}: expected {width} values like most features here, got {got}"))
     paths = list(vectors)
     matrix, lengths = normalise(np.stack(list(vectors.values())))
     return Features([key(path, folder) for path in paths], matrix, lengths, paths, failures, space)
@@ -215,9 +211,7 @@ def report_pairs(pairs: Pairs, output_dir: str | Path) -> str:
         lines.append(f"{len(unmatched)} keys are unmatched and left out: see '{path}'.")
     repeated = len(pairs.references) - len(set(pairs.references.keys))
     if repeated:
-        lines.append(
-            f"{repeated} reference features repeat a key and are left out: the first of each key is used."
-        )
+        lines.append(f"{repeated} reference features repeat a key and are left out: the first of each key is used.")
     lines += [
         f"There are {len(np.unique(pairs.targets))} common keys between query and reference features.",
         f"Total query features: {len(pairs.rows)}",
@@ -234,9 +228,7 @@ def group_similarity(a: Features, b: Features) -> float:
     mean_a, mean_b = (features.lengths @ features.matrix / len(features) for features in (a, b))
     length = float(np.linalg.norm(mean_a) * np.linalg.norm(mean_b))
     if not length:
-        raise InputError(
-            "expected mean vectors with a direction, but the vectors of one folder add up to zero"
-        )
+        raise InputError("expected mean vectors with a direction, but the vectors of one folder add up to zero")
     return float(mean_a @ mean_b) / length
 
 

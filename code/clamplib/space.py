@@ -20,9 +20,7 @@ def read_space(path: str | Path) -> dict | None:
     None where there is none. InputError where two differ.
     """
     path = Path(path).resolve()
-    above = next(
-        (folder / SPACE_FILE for folder in (path, *path.parents) if (folder / SPACE_FILE).is_file()), None
-    )
+    above = next((folder / SPACE_FILE for folder in (path, *path.parents) if (folder / SPACE_FILE).is_file()), None)
     below = sorted(path.rglob(SPACE_FILE)) if path.is_dir() else []
     found = [(file.parent, _load(file)) for file in dict.fromkeys([above, *below]) if file]
     for folder, space in found[1:]:
@@ -51,9 +49,7 @@ def _load(file: Path) -> dict:
     try:
         space = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(
-            f"{file}: expected the JSON that extraction writes, could not read it ({error})"
-        ) from error
+        raise InputError(f"{file}: expected the JSON that extraction writes, could not read it ({error})") from error
     if not isinstance(space, dict):
         raise InputError(f"{file}: expected a JSON object, got {type(space).__name__}")
     return space
