@@ -184,28 +184,25 @@ def test_the_hash_of_a_large_file_is_kept_until_it_changes(tmp_path, monkeypatch
     assert weights_sha256(path) not in (small, "0" * 64)
 
 
-def fetch_in_another_process(tmp_path, call, **environment):
-    """The error of a call with an empty hub cache; the hub's settings are read when it is imported."""
-    code = f"from clamplib.checkpoints import *\ntry:\n {call}\nexcept FileNotFoundError as e: print(e)"
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), **environment}
+def test_what_cannot_be_fetched_offline_is_named(tmp_path):
+    """In another process with an empty cache, since the hub's settings are read when it is imported."""
+    (tmp_path / Geometry().clamp3_weights_name("c2")).touch()  # so that its tokenizer is what is missing
+    code = f"""
+from clamplib.checkpoints import load_clamp3
+for variant in ("saas", "c2"):
+    try:
+        load_clamp3(variant, weights_folder={str(tmp_path)!r})
+    except FileNotFoundError as error:
+        print(error)
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "error", "-c", code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-
-
-def test_published_weights_that_cannot_be_fetched(tmp_path):
-    call = f"load_clamp3('saas', weights_folder={str(tmp_path)!r})"
-    message = fetch_in_another_process(tmp_path, call, HF_HUB_OFFLINE="1")
-    assert Geometry().clamp3_weights_name("saas") in message
-    for part in ("2,571,027,658 bytes", "sander-wood/clamp3", f"Put the file into {tmp_path}", "--variant mini"):
-        assert part in message
-
-
-def test_a_tokenizer_that_cannot_be_fetched(tmp_path):
-    name = Geometry().clamp3_weights_name("c2")
-    (tmp_path / name).touch()
-    call = f"load_clamp3('c2', weights_folder={str(tmp_path)!r})"
-    message = fetch_in_another_process(tmp_path, call, HF_HUB_OFFLINE="1")
-    assert "tokenizer of FacebookAI/xlm-roberta-base" in message and "--variant mini" in message
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    weights, tokenizer = run.stdout.splitlines()
+    name = Geometry().clamp3_weights_name("saas")
+    for part in (name, "2,571,027,658 bytes", "sander-wood/clamp3", f"Put the file into {tmp_path}", "mini"):
+        assert part in weights
+    assert "tokenizer of FacebookAI/xlm-roberta-base" in tokenizer and "--variant mini" in tokenizer
 
 
 def test_the_hub_is_asked_for_the_very_file(tmp_path, monkeypatch):

@@ -51,6 +51,13 @@ def test_equal_rows_takes_any_column():
     assert equal_rows(keys).tolist() == expected
 
 
+def test_mixed_precision_keeps_the_logits_whole():
+    text, music = make_features()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = contrastive_loss(text, music, 100.0)
+    torch.testing.assert_close(mixed, contrastive_loss(text, music, 100.0))
+
+
 def test_a_single_pair_has_no_loss():
     text, music = make_features(1)
     assert contrastive_loss(text, music).item() == 0

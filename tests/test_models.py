@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clamplib.models import PARTS, CLaMP3Model, M3Model, PatchEmbedding
+from clamplib.models import PARTS, CLaMP3Model, M3Model, PatchEmbedding, masked_mean
 from clamplib.patchilizer import M3Patchilizer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -185,6 +185,12 @@ def test_padding_and_batch_order_do_not_change_a_vector(tiny_clamp3):
         for row, length in enumerate(lengths):
             alone = features(inputs[row : row + 1, :length], masks[row : row + 1, :length], get_global=True)
             torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-4)
+
+
+def test_the_mean_of_many_half_precision_states_is_right():
+    masks = torch.tensor([1] * 509 + [0] * 3)[None]  # bfloat16 has no 509
+    states = torch.ones(1, 512, 4, dtype=torch.bfloat16)
+    assert torch.equal(masked_mean(states, masks), torch.ones(1, 4, dtype=torch.bfloat16))
 
 
 def test_set_trainable_freezes_the_named_parts_only(tiny_clamp3):

@@ -33,7 +33,8 @@ def contrastive_loss(
         same = same.scatter(1, own[:, None], False)
     losses = []
     for features, others in ((text_features, all_music), (music_features, all_text)):
-        logits = (features @ others.T).float() * logit_scale  # [B, rows of all processes]
+        with torch.autocast(features.device.type, enabled=False):  # the scale would magnify half's error
+            logits = features.float() @ others.float().T * logit_scale  # [B, rows of all processes]
         if same is not None:
             logits = logits.masked_fill(same, float("-inf"))
         losses.append(F.cross_entropy(logits, own, reduction="sum"))

@@ -302,5 +302,5 @@ class CLaMP3Model(nn.Module):
 
 def masked_mean(states: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Mean of states [B, L, H] where masks [B, L] are 1: [B, H]."""
-    masks = masks[..., None].to(states.dtype)
-    return (states * masks).sum(1) / masks.sum(1)
+    masks = masks[..., None].float()  # bfloat16 could not count to 512
+    return ((states * masks).sum(1) / masks.sum(1)).to(states.dtype)
