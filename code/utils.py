@@ -135,7 +135,7 @@ def load_m3_encoder(model: models.CLaMP3Model, settings: SimpleNamespace) -> Non
     path = Path(settings.M3_WEIGHTS_PATH)
     try:
         m3 = checkpoints.load_m3(
-            path if path.is_file() else settings.CLAMP3_VARIANT,
+            path if path.is_file() else "saas",  # one M3 for both published variants
             weights_folder=path.parent,
             geometry=make_geometry(settings),
             learning_rate=settings.M3_LEARNING_RATE,

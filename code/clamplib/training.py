@@ -47,7 +47,10 @@ def train(
     state = TrainingState(model.to(device), recipe, len(train_batches), device)
     progress = state.resume()
     if progress.epoch >= recipe.epochs:
-        _say(f"Training has finished: {progress.epoch} of {recipe.epochs} epochs, best {progress.best_epoch}.")
+        _say(
+            f"Training has finished: {progress.epoch} of {recipe.epochs} epochs are done, the best was "
+            f"{progress.best_epoch}. Raise the number of epochs to go on."
+        )
         return 0
     step = _parallel(_Loss(model, objective), device)
     with _Signals() as signals:
@@ -88,7 +91,7 @@ def _parallel(step: nn.Module, device: torch.device) -> nn.Module:
         return step
     devices = [device] if device.type == "cuda" else None
     # The poolers, for one, take no part in the loss.
-    return DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False)
+    return DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True)
 
 
 def _train_epoch(

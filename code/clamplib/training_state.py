@@ -143,7 +143,9 @@ class TrainingState:
                 f"{path}: expected a checkpoint to go on from, with optimizer and lr_sched ({error}). "
                 "Move it away, or set LOAD_CKPT to False."
             ) from error
-        logger.info("Going on from %s: %d epochs and %d steps are done.", path, progress.epoch, progress.step)
+        rate = self.scheduler.base_lrs[0]
+        done = f"{progress.epoch} epochs and {progress.step} steps are done, learning rate {rate:g} as it was"
+        logger.info("Going on from %s: %s.", path, done)
         return progress
 
     def _begin_stage(self, differing: list[str]) -> None:
