@@ -2,10 +2,10 @@
 
     python mini/build.py out/mini --openscore ../openscore
 
-The folder then holds abc/ (interleaved), raw/ (tunes as found) and mtf/ with every piece (`@G` behind a name:
-transposed to that tonic), train.jsonl and eval.jsonl as the training scripts read them, heldout.jsonl with the
-facts of the held-out pieces, text_model/, and failures.jsonl. No label reaches the notes: titles, origins, kinds,
-lyrics, tempo marks (Q:) and remarks are removed before anything is converted.
+The folder then holds abc/ (interleaved), raw/ (tunes as found) and mtf/, each with train/, transposed/ (`@G` behind
+a name: to that tonic) and held_out/; train.jsonl and eval.jsonl as the training scripts read them, heldout.jsonl with
+the facts of the held-out pieces, text_model/, and failures.jsonl. No label reaches the notes:
+titles, origins, kinds, lyrics, tempo marks (Q:) and remarks are removed before anything is converted.
 
 The split is fixed by the notes: a piece is held out if the hash of its opening bars, as steps from note to note
 in any key, falls into the first tenth. So near-duplicates share a side; what shares only its title with a
@@ -81,15 +81,16 @@ def _piece_record(piece: Piece, output: Path) -> dict | str:
         return f"{type(error).__name__}: {error}"[:300]
     facts = with_key(piece.facts, notes.key_field, notes.final_bass)
     record = {"id": piece.id, "opening": notes.opening, "facts": asdict(facts), "files": {}}
-    record["files"][""] = _write(notes, output, piece.id)
-    if piece.abc is not None and facts.collection != ESSEN and bucket(notes.opening) not in HELD_OUT:
+    side = "held_out" if bucket(notes.opening) in HELD_OUT else "train"
+    record["files"][""] = _write(notes, output, f"{side}/{piece.id}")
+    if piece.abc is not None and facts.collection != ESSEN and side == "train":
         for signature in random.Random(piece.id).sample(SIGNATURES, TRANSPOSED):
             try:
                 copy = convert(piece, signature)
             except Exception:  # abctoolkit does not know every way to write a note: a copy fewer
                 continue
             tonic, _ = read_key(copy.key_field)
-            record["files"][tonic or ""] = _write(copy, output, f"{piece.id}@{tonic}")
+            record["files"][tonic or ""] = _write(copy, output, f"transposed/{piece.id}@{tonic}")
     return record
 
 

@@ -10,13 +10,13 @@ SCHEDULE = "cosine"
 SAVE_EVERY = 100
 
 # data, as mini/build.py writes it
-M3_TRAIN_FOLDERS = ["../out/mini/abc", "../out/mini/mtf"]
+M3_TRAIN_FOLDERS = ["../out/mini/abc/train", "../out/mini/mtf/train"]
 M3_EVAL_FOLDERS = []
 CLAMP3_TRAIN_JSONL = "../out/mini/train.jsonl"
 CLAMP3_EVAL_JSONL = "../out/mini/eval.jsonl"
 
 # sizes
-PATCH_LENGTH = 256
+PATCH_LENGTH = 128  # a tune; longer pieces are read in several segments
 PATCH_NUM_LAYERS = 4
 TOKEN_NUM_LAYERS = 1
 M3_HIDDEN_SIZE = 192
@@ -29,13 +29,14 @@ AUDIO_NUM_LAYERS = 1
 M3_NUM_EPOCH = 1
 M3_LEARNING_RATE = 5e-4
 M3_WARMUP_STEPS = 100
-M3_BATCH_SIZE = 32
+M3_BATCH_SIZE = 64
+M3_MASK_RATIO = 0.2  # a fifth of the decoding, which is most of the work
 M3_WEIGHTS_PATH = "../out/mini/weights_m3.pth"
 M3_LOGS_PATH = "../out/mini/logs_m3.txt"
 
 # CLaMP 3
 CLAMP3_VARIANT = "mini"
-CLAMP3_NUM_EPOCH = 10
+CLAMP3_NUM_EPOCH = 13
 CLAMP3_LEARNING_RATE = 1e-3
 CLAMP3_WARMUP_STEPS = 100
 CLAMP3_BATCH_SIZE = 128

@@ -21,6 +21,7 @@ from texts import Facts
 
 CORPUS = Path(music21.__file__).parent / "corpus"
 ESSEN = "Essen Folksong Collection"
+DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>'
 KINDS = ("air", "jig", "reel", "hornpipe", "march", "strathspey", "slip jig")
 
 # O'Neill's Music of Ireland (1903) is ordered by kind: last number of each part
@@ -251,14 +252,14 @@ def score_facts(xml, title, kind, composer, born, origin, collection, instrument
 
 
 def read_musicxml(path: Path) -> str:
-    """The text of a .mxl, .xml or .musicxml file, without the line that declares its encoding."""
+    """The text of a .mxl, .xml or .musicxml file, as if it had been UTF-8."""
     data = path.read_bytes()
     if data[:2] == b"PK":
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             inner = [n for n in archive.namelist() if not n.startswith("META-INF") and n.endswith("xml")]
             data = archive.read(inner[0])
     xml = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", errors="replace")
-    return re.sub(r"^\s*<\?xml[^>]*\?>", "", xml)
+    return DECLARATION + re.sub(r"^\s*<\?xml[^>]*\?>", "", xml)
 
 
 def with_key(facts: Facts, key_field: str, final_bass: int | None) -> Facts:
