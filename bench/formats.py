@@ -17,7 +17,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import music21
 from abctoolkit import xml2abc
 
 from clamplib.batch import text_writer
@@ -25,7 +24,7 @@ from clamplib.files import InputError, run_batch
 from clamplib.mtf import midi_to_mtf
 from clamplib.notation import interleave, xml_to_abc
 
-FILES = 80
+SCORES, MIDIS = 160, 60
 LARGEST = 100_000  # bytes of a score, so that a few symphonies do not decide the time
 MIDI_PROGRAM = """
 import sys, mido
@@ -40,12 +39,14 @@ sys.stdout.write("\\n".join(lines))
 
 def rows() -> list[dict]:
     """name, naive_s, ours_s, ratio, items, note of each comparison."""
+    import music21  # here, so that the workers do not import it
+
     corpus = Path(music21.__file__).parent / "corpus"
     found = sorted(p for p in corpus.rglob("*.mxl") if p.stat().st_size < LARGEST)
-    scores = random.Random(0).sample(found, FILES)
+    scores = random.Random(0).sample(found, SCORES)
     with tempfile.TemporaryDirectory() as folder:
-        targets = [Path(folder, f"{number}.mid") for number in range(len(scores))]
-        run_batch(write_midi, scores, targets, output_root=folder, description="MIDI files to begin with")
+        targets = [Path(folder, f"{number}.mid") for number in range(MIDIS)]
+        run_batch(write_midi, scores[:MIDIS], targets, output_root=folder, description="MIDI files to begin with")
         midis = [target for target in targets if target.exists()]  # music21 cannot unfold every repeat
         return [
             _row("MusicXML to interleaved ABC", scores, naive_interleaved, score_to_interleaved),
@@ -70,7 +71,9 @@ def _output_of(*args: str | Path) -> str:
 
 
 def write_midi(score: Path, midi: Path) -> None:
-    music21.converter.parse(score, forceSource=True).write("midi", midi)
+    from music21 import converter
+
+    converter.parse(score, forceSource=True).write("midi", midi)
 
 
 def _row(name: str, files: Sequence[Path], naive: Callable, ours: Callable) -> dict:
