@@ -1,7 +1,7 @@
 # make demo · make test · make check · make bench · make mini · make eval-mini; each sets up .venv when there is none
 PYTHON ?= python3
 OPENSCORE ?=
-DATA ?= out/mini
+DATA := out/mini
 BIN := .venv/bin
 READY := .venv/ready
 
@@ -32,8 +32,9 @@ bench: $(READY)
 mini: $(READY)  ## trains mini from nothing: make mini OPENSCORE=folder [ESSEN=1]
 	$(BIN)/python mini/build.py $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
 	$(BIN)/python code/train_m3.py --config mini/config.py
-	$(BIN)/python code/train_clamp3_symbolic.py --config mini/config.py
-	$(BIN)/python mini/export.py
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 code/train_clamp3_symbolic.py --config mini/config.py
+	$(BIN)/python code/export_clamp3.py --config mini/config.py code/clamplib/mini
+	cp $(DATA)/held_out_tunes.txt mini/
 
 eval-mini: $(READY)  ## prints what mini is worth on held-out pieces: make eval-mini [OPENSCORE=folder]
 	$(BIN)/python mini/build.py $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)

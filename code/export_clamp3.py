@@ -5,6 +5,7 @@ The folder holds CLaMP 3 (the epoch with the best evaluation), M3 where it was t
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,9 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], epilog=EXAMPLE)
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--config", type=Path, help="the settings that it was trained with")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="float16", help="of the weights (default: float16)"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the weights (default: float16)")
     args = parser.parse_args(argv)
     try:
         settings = load_settings(args.config)
@@ -35,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         if m3_weights.is_file():
             m3 = load_m3(m3_weights, weights_folder=m3_weights.parent, geometry=geometry).model
         tokenizer = load_tokenizer(settings)
+        geometry = replace(geometry, text_model_name=args.folder.resolve().name)  # it lies in the folder itself
         save_variant(args.folder, clamp3.model, tokenizer, geometry, m3, DTYPES[args.dtype])
     except (InputError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,9 +3,10 @@
     python mini/build.py out/mini --openscore ../openscore
 
 The folder then holds abc/ (interleaved), raw/ (tunes as found) and mtf/, each with train/, transposed/ (`@G` behind
-a name: to that tonic) and held_out/; train.jsonl and eval.jsonl as the training scripts read them, heldout.jsonl with
-the facts of the held-out pieces, text_model/, and failures.jsonl. No label reaches the notes:
-titles, origins, kinds, lyrics, tempo marks (Q:) and remarks are removed before anything is converted.
+a name: to that tonic) and held_out/; train.jsonl and eval.jsonl as the training scripts read them; heldout.jsonl with
+the facts of the held-out pieces, and held_out_tunes.txt with the names of the tunes among them; text_model/; and
+failures.jsonl. No label reaches the notes: titles, origins, kinds, lyrics, tempo marks (Q:) and remarks are removed
+before anything is converted.
 
 The split is fixed by the notes: a piece is held out if the hash of its opening bars, as steps from note to note
 in any key, falls into the first tenth. So near-duplicates share a side; what shares only its title with a
@@ -43,9 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path, help="folder for the data, for example out/mini")
     parser.add_argument("--openscore", type=Path, help="folder of OpenScore scores with index.tsv")
-    parser.add_argument(
-        "--essen", action="store_true", help="with Essen (non-commercial licence) in training"
-    )
+    parser.add_argument("--essen", action="store_true", help="with Essen (non-commercial licence) in training")
     parser.add_argument("--workers", type=int, default=-1, help="processes (default: all cores)")
     args = parser.parse_args(argv)
     index = args.output / "pieces.jsonl"
@@ -126,6 +125,8 @@ def write_split(records: list[dict], output: Path) -> None:
     _write_jsonl(output / "train.jsonl", lines)
     _write_jsonl(output / "eval.jsonl", map(evaluation_line, evaluation))
     _write_jsonl(output / "heldout.jsonl", held_out)
+    names = [record["id"] for record in held_out if _files(record, "raw")]
+    (output / "held_out_tunes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     make_text_model(output / "text_model", (text for line in lines for text in _texts(line)))
     counts = Counter((r["facts"]["collection"] or r["id"].split("/")[0]) for r in held_out)
     print(f"{len(training)} pieces to train on ({len(lines)} lines), {len(evaluation)} to evaluate, ", end="")
@@ -149,10 +150,7 @@ def training_lines(record: dict) -> Iterable[dict]:
             "language": "en",
             "analysis": caption(facts, "en"),
             "description": texts["en"] + describe(facts, "en", rng),
-            "translations": [
-                {"language": name, "analysis": caption(facts, name), "description": texts[name]}
-                for name in LANGUAGES[1:]
-            ],
+            "translations": [{"analysis": caption(facts, name), "description": texts[name]} for name in LANGUAGES[1:]],
         }
 
 

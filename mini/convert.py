@@ -15,7 +15,8 @@ from clamplib.notation import abc_to_xml, interleave, xml_to_abc
 from corpus import Piece, read_musicxml
 
 LABEL_FIELDS = re.compile(r"(?m)^(?:[TRCOSNZBDFGAHQWwrsmNI]:|%).*\n?")
-REMARK = re.compile(r'"(?![A-G][b#]?(?:m|min|maj|dim|aug|sus|\+)?\d*(?:/[A-G][b#]?)?")[^"]*"')
+QUOTED = re.compile(r'"([^"]*)"')
+CHORD_SYMBOL = re.compile(r"[A-G][b#]?(?:m|min|maj|dim|aug|sus|\+)?\d*(?:/[A-G][b#]?)?")
 NOTE = re.compile(r"([_=^]*)([A-Ga-gz])([,']*)(\d*)(/*)(\d*)")
 MARKS = re.compile(r'"[^"]*"|![^!]*!|\{[^}]*\}|\[[A-Z]:[^\]]*\]')
 STEPS = "CDEFGABcdefgab"
@@ -61,7 +62,8 @@ def convert(piece: Piece, signature: str | None = None) -> Notes:
 
 def without_labels(abc: str) -> str:
     """A tune without titles, kinds, origins, tempo marks, lyrics and remarks; chord symbols stay."""
-    return REMARK.sub("", LABEL_FIELDS.sub("", abc))
+    music = LABEL_FIELDS.sub("", abc)
+    return QUOTED.sub(lambda quoted: quoted[0] if CHORD_SYMBOL.fullmatch(quoted[1]) else "", music)
 
 
 def to_midi(xml: str) -> mido.MidiFile:
@@ -130,9 +132,7 @@ def as_recorded(midi: mido.MidiFile, rng: random.Random) -> mido.MidiFile:
                 if message.velocity:
                     message = message.copy(velocity=loudness)
                 else:
-                    message = mido.Message(
-                        "note_off", channel=message.channel, note=message.note, velocity=64
-                    )
+                    message = mido.Message("note_off", channel=message.channel, note=message.note, velocity=64)
             changed.append(message.copy(time=time))
         copy.tracks.append(changed)
     return copy

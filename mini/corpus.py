@@ -189,9 +189,8 @@ def _essen_origin(place: str) -> str | None:
 
 def _scores() -> Iterator[Piece]:
     for folder, (composer, born, kind, origin, instruments) in SCORE_FOLDERS.items():
-        for path in sorted((CORPUS / folder).rglob("*")):
-            if path.suffix.lower() not in (".mxl", ".xml", ".musicxml"):
-                continue
+        found = [path for path in sorted((CORPUS / folder).rglob("*")) if path.suffix in (".mxl", ".xml", ".musicxml")]
+        for path in {path.with_suffix(""): path for path in found}.values():  # one score is there in two formats
             xml = read_musicxml(path)
             if _rights_reserved(xml):
                 continue
@@ -205,9 +204,7 @@ def _scores() -> Iterator[Piece]:
 def _openscore(folder: Path) -> Iterator[Piece]:
     index = folder / "index.tsv"
     if not index.is_file():
-        raise FileNotFoundError(
-            f"{index}: not found; expected the folder of OpenScore scores with its index.tsv"
-        )
+        raise FileNotFoundError(f"{index}: not found; expected the folder of OpenScore scores with its index.tsv")
     with index.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines, delimiter="\t"))
     for row in sorted(rows, key=lambda row: row["file"]):

@@ -49,9 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     tunes = held_out_tunes(args.tunes)
     found = prepare(tunes, args.output)
     answers = search(args.output)
-    right = [
-        print_answer(question, answer, found) for question, answer in zip(QUESTIONS, answers, strict=True)
-    ]
+    right = [print_answer(question, answer, found) for question, answer in zip(QUESTIONS, answers, strict=True)]
     share = sum(hits for hits, _ in right) / (BEST * len(right))
     chance = sum(expected for _, expected in right) / len(right)
     print(f"\nRight kind of tune among the {BEST} best: {share:.0%}; chance would give {chance:.0%}.")
@@ -115,9 +113,7 @@ def search(output: Path) -> list[list[tuple[str, float]]]:
 def _runner(output: Path) -> Callable[..., str]:
     def run(script: str, *words: str) -> str:
         print(f"$ python {script} {shlex.join(words)}")
-        done = subprocess.run(
-            [sys.executable, ROOT / script, *words], cwd=output, text=True, stdout=subprocess.PIPE
-        )
+        done = subprocess.run([sys.executable, ROOT / script, *words], cwd=output, text=True, stdout=subprocess.PIPE)
         if done.returncode:
             sys.exit(f"{script} ended with status {done.returncode}:\n{done.stdout}")
         return done.stdout
@@ -125,9 +121,7 @@ def _runner(output: Path) -> Callable[..., str]:
     return run
 
 
-def print_answer(
-    question: tuple, answer: list[tuple[str, float]], found: dict[str, Piece]
-) -> tuple[int, float]:
+def print_answer(question: tuple, answer: list[tuple[str, float]], found: dict[str, Piece]) -> tuple[int, float]:
     """Prints the best tunes; returns how many are of a right kind, and the share of the right kinds in all tunes."""
     language, sentence, right = question
     print(f"\n{sentence}  ({language})")

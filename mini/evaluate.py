@@ -34,9 +34,7 @@ class Pieces:
 
     def __init__(self, records: list[dict], folder: Path):
         self.records, self.folder = records, folder
-        self.facts = [
-            Facts(**{**r["facts"], "instruments": tuple(r["facts"]["instruments"])}) for r in records
-        ]
+        self.facts = [Facts(**{**r["facts"], "instruments": tuple(r["facts"]["instruments"])}) for r in records]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -83,9 +81,7 @@ def tune_rows(model, tunes: Pieces, data: Path) -> list[dict]:
     size = f"{len(tunes)} held-out tunes"
     chance, ceiling = chance_mrr(len(tunes)), equal_text_ceiling(captions)
     rows = [
-        row(
-            "text to ABC, MRR", english, f"{size}; chance {chance:.3f}, ceiling of equal texts {ceiling:.3f}"
-        ),
+        row("text to ABC, MRR", english, f"{size}; chance {chance:.3f}, ceiling of equal texts {ceiling:.3f}"),
         row("text to ABC, Hit@10", hit10(text, abc)),
         row("text to MTF, MRR", mrr(text, mtf)),
         row("ABC to MTF, MRR", mrr(abc, mtf)),
@@ -144,15 +140,12 @@ def is_right(facts: Facts, wanted: dict, groups: dict) -> bool:
     return all(getattr(facts, name) in values for name, values in lists.items())
 
 
-def zero_shot(
-    model, pieces: Pieces, music, field: str, classes, name: str, prompt_field: str = ""
-) -> list[dict]:
+def zero_shot(model, pieces: Pieces, music, field: str, classes, name: str, prompt_field: str = "") -> list[dict]:
     """Accuracy of the class whose prompts' mean vector is nearest, over the pieces that have one of the classes."""
     kept = [number for number, facts in enumerate(pieces.facts) if getattr(facts, field) in classes]
     truth = np.array([classes.index(getattr(pieces.facts[number], field)) for number in kept])
     prototypes = [
-        normalise(encode_texts(model, prompts(prompt_field or field, value, "en"))).mean(0)
-        for value in classes
+        normalise(encode_texts(model, prompts(prompt_field or field, value, "en"))).mean(0) for value in classes
     ]
     guesses = (normalise(music[kept]) @ normalise(np.array(prototypes)).T).argmax(1)
     majority = np.bincount(truth).max() / len(truth)
@@ -162,9 +155,7 @@ def zero_shot(
 def tfidf_neighbours(data: Path, tunes: Pieces, captions: list[str]) -> float:
     """MRR of the classic way: a held-out tune is described by the texts of its nearest training tunes."""
     training = [json.loads(line) for line in (data / "train.jsonl").read_text("utf-8").splitlines()]
-    training = [
-        line for line in training if "@" not in line["id"] and any("raw/" in f for f in line["filepaths"])
-    ]
+    training = [line for line in training if "@" not in line["id"] and any("raw/" in f for f in line["filepaths"])]
     notes = [(data / line["filepaths"][0]).read_text("utf-8") for line in training]
     by_notes = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True, min_df=2)
     known = by_notes.fit_transform(notes)

@@ -102,9 +102,7 @@ def moods(facts: Facts) -> list[str]:
     stated = stated_moods(facts)
     group = GROUP_OF.get(facts.kind)
     slow = facts.tempo in ("very slow", "slow") or (facts.kind in ("air", "lament") and facts.tempo is None)
-    quick = facts.tempo in ("lively", "fast") or (
-        group == "dance" and not slow and facts.kind != "strathspey"
-    )
+    quick = facts.tempo in ("lively", "fast") or (group == "dance" and not slow and facts.kind != "strathspey")
     minor = facts.mode in MINOR_MODES
     found = KIND_MOODS.get(facts.kind, "").split()
     if slow:

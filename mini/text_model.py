@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig
 
-VOCABULARY, HIDDEN, LAYERS, MAX_TOKENS = 6000, 192, 3, 128
+VOCABULARY, HIDDEN, LAYERS, MAX_TOKENS = 6000, 192, 3, 64
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 

@@ -23,9 +23,7 @@ def golden() -> Path:
 def tiny_geometry() -> Geometry:
     values = json.loads((GOLDEN / "tiny/tiny_config.json").read_text())
     names = {field for field in Geometry().to_dict() if field.upper() in values}
-    return Geometry(
-        text_model_name=str(GOLDEN / "tiny/text_model"), **{name: values[name.upper()] for name in names}
-    )
+    return Geometry(text_model_name=str(GOLDEN / "tiny/text_model"), **{name: values[name.upper()] for name in names})
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +59,6 @@ def tiny_variant(tmp_path_factory, tiny_weights, tiny_geometry, tiny_tokenizer) 
     """The tiny models as a variant's folder, for `--variant FOLDER`."""
     folder = tmp_path_factory.mktemp("tiny_variant")
     m3 = load_m3(tiny_weights / "m3_tiny.pth", weights_folder=tiny_weights, geometry=tiny_geometry).model
-    clamp3 = load_clamp3(
-        tiny_weights / "clamp3_tiny.pth", weights_folder=tiny_weights, geometry=tiny_geometry
-    ).model
+    clamp3 = load_clamp3(tiny_weights / "clamp3_tiny.pth", weights_folder=tiny_weights, geometry=tiny_geometry).model
     save_variant(folder, clamp3, tiny_tokenizer, tiny_geometry, m3)
     return folder

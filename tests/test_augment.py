@@ -10,8 +10,7 @@ from clamplib import augment
 from clamplib.patchilizer import M3Patchilizer
 
 ABC = (
-    '%%score 1\nL:1/8\nQ:1/4=96\nM:3/4\nK:G\nV:1 treble nm="Violin"\n'
-    '[V:1]G2 [K:D] "^M: no header"B2|\nK:D\n[V:1]d6|]\n'
+    '%%score 1\nL:1/8\nQ:1/4=96\nM:3/4\nK:G\nV:1 treble nm="Violin"\n[V:1]G2 [K:D] "^M: no header"B2|\nK:D\n[V:1]d6|]\n'
 )
 PIECE = {
     "id": "p1",
@@ -30,9 +29,7 @@ def test_instruments_golden(golden):
 
 
 def test_hidden_header():
-    assert augment.hide_header(ABC) == (
-        'V:1 treble nm="Violin"\n[V:1]G2 [K:D] "^M: no header"B2|\n[V:1]d6|]\n'
-    )
+    assert augment.hide_header(ABC) == ('V:1 treble nm="Violin"\n[V:1]G2 [K:D] "^M: no header"B2|\n[V:1]d6|]\n')
     mtf = "ticks_per_beat 480\nkey_signature G 0\n"
     assert augment.hide_header(mtf) == mtf
 
@@ -62,8 +59,7 @@ def test_text_dropout_shares():
 @pytest.mark.parametrize("translations", [None, {}, [], {"title": None}, [None], "odd"])
 def test_text_without_translations(translations):
     assert all(
-        set(lines) <= {"A reel"} and lines
-        for lines in draws({"title": "A reel", "translations": translations}, 50)
+        set(lines) <= {"A reel"} and lines for lines in draws({"title": "A reel", "translations": translations}, 50)
     )
 
 

@@ -66,13 +66,9 @@ def test_line_66_switches_the_variant(tmp_path):
     shutil.copy(CODE / "config.py", tmp_path)
     subprocess.run(["sed", "-i", "66s/saas/c2/", "config.py"], cwd=tmp_path, check=True)
     before, after = (folder.joinpath("config.py").read_text().split("\n") for folder in (CODE, tmp_path))
-    assert [
-        number for number, lines in enumerate(zip(before, after, strict=True), 1) if len(set(lines)) > 1
-    ] == [66]
+    assert [number for number, lines in enumerate(zip(before, after, strict=True), 1) if len(set(lines)) > 1] == [66]
     code = "from config import *; print(CLAMP3_VARIANT, CLAMP3_WEIGHTS_PATH, CLAMP3_LOGS_PATH)"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
     name = Geometry().clamp3_weights_name("c2")
     assert run.stdout.split() == ["c2", name, name.replace("weights", "logs").replace(".pth", ".txt")]
 
@@ -82,10 +78,7 @@ def test_names_are_those_of_the_geometry(utils):
     assert utils.make_geometry(settings) == Geometry()
     assert settings.CLAMP3_WEIGHTS_PATH == str(CODE / Geometry().clamp3_weights_name("saas"))
     assert settings.M3_WEIGHTS_PATH == str(CODE / Geometry().m3_weights_name())
-    assert (
-        settings.M3_LOGS_PATH
-        == str(CODE / Geometry().m3_weights_name().replace("weights", "logs"))[:-4] + ".txt"
-    )
+    assert settings.M3_LOGS_PATH == str(CODE / Geometry().m3_weights_name().replace("weights", "logs"))[:-4] + ".txt"
 
 
 def test_a_file_of_other_values(utils, tmp_path, monkeypatch):

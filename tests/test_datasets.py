@@ -27,9 +27,7 @@ def folder(tmp_path):
 
 def write_jsonl(folder, *lines):
     path = folder / "pieces.jsonl"
-    path.write_text(
-        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8"
-    )
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
     return path
 
 

@@ -134,9 +134,7 @@ def batch(tmp_path):
 def test_a_failure_is_reported_and_does_not_stop_the_others(batch, tmp_path):
     report, outputs = batch({"a": "one", "b": "bad", "c": "3"})
     assert (report.done, report.skipped, report.exit_status) == (2, 0, 1)
-    assert (
-        report.summary() == "2 done, 0 skipped, 1 failed (see failures.jsonl in the output folder); 1: short"
-    )
+    assert report.summary() == "2 done, 0 skipped, 1 failed (see failures.jsonl in the output folder); 1: short"
     failures = outputs.pop("failures.jsonl")
     bad = str(tmp_path / "in" / "b")
     assert [json.loads(line) for line in failures.splitlines()] == [

@@ -57,9 +57,7 @@ def test_every_kind_mode_metre_and_origin_is_described_without_leftovers(languag
     origins = itertools.cycle([*lexicon["origin"], "Martian", None])
     tempos = itertools.cycle([*lexicon["tempo"], None])
     tonics = itertools.cycle(f"{letter}{sign}" for letter in "ABCDEFG" for sign in ("", "#", "b"))
-    ensembles = itertools.cycle(
-        [(), ("voice", "piano"), ("choir",), ("flute", "violin", "violin", "theremin")]
-    )
+    ensembles = itertools.cycle([(), ("voice", "piano"), ("choir",), ("flute", "violin", "violin", "theremin")])
     for _, mode, metre in itertools.product(range(5), MODES, METRES):
         facts = Facts(
             title="Jig (2nd)",

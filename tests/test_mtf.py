@@ -26,9 +26,7 @@ def reloaded(midi: mido.MidiFile) -> dict:
     midi.save(file=buffer)
     again = mido.MidiFile(file=io.BytesIO(buffer.getvalue()))
     tracks = [[message.dict() for message in track] for track in again.tracks]
-    return json.loads(
-        json.dumps({"type": again.type, "ticks_per_beat": again.ticks_per_beat, "tracks": tracks})
-    )
+    return json.loads(json.dumps({"type": again.type, "ticks_per_beat": again.ticks_per_beat, "tracks": tracks}))
 
 
 @pytest.mark.parametrize("form", ["full", "m3"])

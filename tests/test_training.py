@@ -60,9 +60,7 @@ def corpus(tmp_path_factory):
         if number < 9:
             bars = ["".join(rng.choices("CDEFGAB", k=4)) + "|" for _ in range(rng.randint(3, 30))]
             stem.with_suffix(".abc").write_text("M:4/4\nK:C\n" + "\n".join(bars) + "\n")
-        notes = [
-            f"note_on {rng.randint(0, 99)} 0 {rng.randint(40, 80)} 64" for _ in range(rng.randint(3, 30))
-        ]
+        notes = [f"note_on {rng.randint(0, 99)} 0 {rng.randint(40, 80)} 64" for _ in range(rng.randint(3, 30))]
         stem.with_suffix(".mtf").write_text("ticks_per_beat 480\n" + "\n".join(notes))
         np.save(stem.with_suffix(".npy"), np.random.default_rng(number).normal(size=(1, number + 2, 128)))
         suffixes = (".abc", ".mtf", ".npy") if number < 9 else (".mtf", ".npy")
@@ -330,8 +328,7 @@ def test_published_layout_is_resumed(run, make_config, capsys):
     assert run(M3, config) == 0
     state = weights(config)
     published = {
-        name: state[name]
-        for name in ("model", "optimizer", "lr_sched", "epoch", "best_epoch", "min_eval_loss")
+        name: state[name] for name in ("model", "optimizer", "lr_sched", "epoch", "best_epoch", "min_eval_loss")
     }
     save_checkpoint(config.parent / "out/m3.pth", published)
     steps = state["lr_sched"]["last_epoch"]
@@ -373,9 +370,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(run, make_config, capsys):
 
 
 def recipe(**changes):
-    return Recipe(
-        weights_path=Path("w.pth"), logs_path=Path("l.txt"), epochs=1, learning_rate=1.0, **changes
-    )
+    return Recipe(weights_path=Path("w.pth"), logs_path=Path("l.txt"), epochs=1, learning_rate=1.0, **changes)
 
 
 def test_schedules():

@@ -104,9 +104,7 @@ def load_clamp3(
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     else:
         geometry = geometry or Geometry()
-        path = _find_weights(
-            variant, geometry.clamp3_weights_name(str(variant)), weights_folder, epoch, CLAMP3_REPO
-        )
+        path = _find_weights(variant, geometry.clamp3_weights_name(str(variant)), weights_folder, epoch, CLAMP3_REPO)
         tokenizer = load_tokenizer(geometry)
     with _NoInit():
         model = CLaMP3Model.from_geometry(geometry)
@@ -212,9 +210,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def _folder_weights(folder: Path, name: str, epoch: int | None = None) -> tuple[Geometry, Path]:
     if epoch is not None:
-        raise ValueError(
-            f"epoch {epoch} was asked for, but the folder {show(folder)} holds one set of weights"
-        )
+        raise ValueError(f"epoch {epoch} was asked for, but the folder {show(folder)} holds one set of weights")
     for part in (CONFIG, name):
         if not (folder / part).is_file():
             raise FileNotFoundError(f"{show(folder)}: expected a folder of weights with {part} in it")
@@ -225,9 +221,7 @@ def _folder_weights(folder: Path, name: str, epoch: int | None = None) -> tuple[
     return geometry, folder / name
 
 
-def _find_weights(
-    variant: str | Path, name: str, weights_folder: str | Path, epoch: int | None, repo: str
-) -> Path:
+def _find_weights(variant: str | Path, name: str, weights_folder: str | Path, epoch: int | None, repo: str) -> Path:
     if Path(variant).suffix == ".pth":
         return Path(variant)
     path = Path(weights_folder) / name

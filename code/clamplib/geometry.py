@@ -18,8 +18,8 @@ class Geometry:
 
     `text_config` is the text encoder's own config as a dict (with its `model_type`); without one it is
     fetched from the hub's `text_model_name`, never its weights.
-    With `learned_temperature` the loss takes L2-normalised features and a temperature that is a parameter
-    of the model; the published models take plain dot products times `logit_scale`.
+    The published models take plain dot products times `logit_scale`. With `learned_temperature` the loss takes
+    L2-normalised features, and the scale is a parameter of the model that begins there.
     """
 
     patch_size: int = 64
@@ -95,9 +95,7 @@ class Geometry:
             f"_p_size_{self.patch_size}_p_length_{self.patch_length}.pth"
         )
 
-    def m3_weights_name(
-        self, learning_rate: float = 1e-4, batch_size: int = 16, mask_ratio: float = 0.45
-    ) -> str:
+    def m3_weights_name(self, learning_rate: float = 1e-4, batch_size: int = 16, mask_ratio: float = 0.45) -> str:
         """Name of the weights of M3 trained with these settings."""
         return (
             f"weights_m3_p_size_{self.patch_size}_p_length_{self.patch_length}"

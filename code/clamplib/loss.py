@@ -3,7 +3,6 @@
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 
 def contrastive_loss(
@@ -57,9 +56,9 @@ def _rank() -> int:
 def _batch_sizes(count: int, device: torch.device) -> list[int]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [count]
-    sizes = torch.empty(dist.get_world_size(), dtype=torch.long, device=device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([count], device=device))
-    return sizes.tolist()
+    sizes = [torch.empty(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([count], device=device))
+    return torch.cat(sizes).tolist()
 
 
 def _gather(rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -67,5 +66,21 @@ def _gather(rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     if len(sizes) == 1:
         return rows
     padded = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, max(sizes) - len(rows)))
-    parts = all_gather_with_gradient(padded.contiguous())
+    parts = _AllGather.apply(padded.contiguous())
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+class _AllGather(torch.autograd.Function):
+    """`rows` of every process; its gradient is the sum of what all processes make of this one's rows."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows)
+        return tuple(parts)
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> torch.Tensor:
+        gradients = torch.stack(gradients)
+        dist.all_reduce(gradients)
+        return gradients[dist.get_rank()]

@@ -27,7 +27,6 @@ from clamplib.patchilizer import M3Patchilizer
 
 LENGTH_GROUPS = 8  # a fifth of the decoder's time in training on ABC; more groups gain nothing
 MAX_LOGIT_SCALE = 100.0
-FIRST_LOGIT_SCALE = 1 / 0.07
 PARTS = ("text_model", "text_proj", "symbolic_model", "symbolic_proj", "audio_model", "audio_proj")
 
 
@@ -228,7 +227,7 @@ class CLaMP3Model(nn.Module):
         self.learned_temperature = learned_temperature
         self.logit_scale = logit_scale
         if learned_temperature:
-            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(FIRST_LOGIT_SCALE)))
+            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
 
     @classmethod
     def from_geometry(cls, geometry: Geometry) -> "CLaMP3Model":

@@ -19,12 +19,8 @@ from mido.messages.specs import SPEC_BY_TYPE
 
 from clamplib.files import InputError, show
 
-M3_LEFT_OUT = frozenset(
-    "text copyright track_name instrument_name lyrics marker cue_marker device_name".split()
-)
-NUMERIC_METAS = (
-    "sequence_number channel_prefix midi_port end_of_track set_tempo smpte_offset time_signature".split()
-)
+M3_LEFT_OUT = frozenset("text copyright track_name instrument_name lyrics marker cue_marker device_name".split())
+NUMERIC_METAS = "sequence_number channel_prefix midi_port end_of_track set_tempo smpte_offset time_signature".split()
 CHANNEL_FIELDS = {type_: ("time", *spec["value_names"]) for type_, spec in SPEC_BY_TYPE.items()}
 META_FIELDS = {
     type_: tuple(name for name in vars(mido.MetaMessage(type_)) if name != "type")
@@ -45,16 +41,12 @@ def midi_to_mtf(midi: str | Path | mido.MidiFile, m3_compatible: bool = True) ->
     if not isinstance(midi, mido.MidiFile):
         midi = parse_midi(Path(midi).read_bytes(), name)
     if midi.type == 2:
-        raise InputError(
-            f"{name}: expected a MIDI file of type 0 or 1, came type 2 (tracks without a common time)"
-        )
+        raise InputError(f"{name}: expected a MIDI file of type 0 or 1, came type 2 (tracks without a common time)")
     if midi.ticks_per_beat <= 0:
         raise InputError(f"{name}: expected a division in ticks per beat, came one in SMPTE frames or zero")
     left_out = M3_LEFT_OUT if m3_compatible else frozenset()
     lines = [f"ticks_per_beat {midi.ticks_per_beat}"]
-    lines += [
-        _line(delta, message) for delta, message in _merged(midi.tracks) if message.type not in left_out
-    ]
+    lines += [_line(delta, message) for delta, message in _merged(midi.tracks) if message.type not in left_out]
     return "\n".join(lines)
 
 
@@ -71,9 +63,7 @@ def mtf_to_midi(text: str) -> mido.MidiFile:
         try:
             track.append(_message(line))
         except (ValueError, TypeError, LookupError, SyntaxError) as error:
-            raise InputError(
-                f"line {number}: expected an MTF message, came {line[:60]!r} ({error})"
-            ) from error
+            raise InputError(f"line {number}: expected an MTF message, came {line[:60]!r} ({error})") from error
     return mido.MidiFile(type=1, ticks_per_beat=int(ticks), tracks=[track])
 
 

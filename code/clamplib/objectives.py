@@ -18,6 +18,7 @@ from clamplib.models import CLaMP3Model, M3Model
 from clamplib.patchilizer import M3Patchilizer
 
 QUERIES_AT_ONCE = 1024
+ROWS_AT_ONCE = 32  # on a CPU
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def clamp3_objective(
 
     def encode(model: CLaMP3Model, batch: dict) -> tuple[torch.Tensor, list[torch.Tensor]]:
         music_features = getattr(model, f"get_{modality}_features")
-        text = model.get_text_features(batch["text_inputs"], batch["text_masks"], get_global=True)
-        return text, [music_features(*music, get_global=True) for music in batch["music"]]
+        text = _in_chunks(model.get_text_features, batch["text_inputs"], batch["text_masks"])
+        return text, [_in_chunks(music_features, *music) for music in batch["music"]]
 
     def loss(model: CLaMP3Model, batch: dict) -> torch.Tensor:
         text, music = encode(model, batch)
@@ -86,6 +87,17 @@ def clamp3_objective(
         return {"loss": losses, **_retrieval(text, music)}
 
     return Objective(loss, evaluate)
+
+
+def _in_chunks(encode: Callable, inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Global features [B, H]; on a CPU of few rows of similar length at a time, which stay in its cache unpadded."""
+    if inputs.device.type != "cpu":
+        return encode(inputs, masks, get_global=True)
+    lengths = masks.sum(1)
+    order = lengths.argsort()
+    chunks = [(rows, int(lengths[rows].max())) for rows in order.split(ROWS_AT_ONCE)]
+    features = [encode(inputs[rows, :length], masks[rows, :length], get_global=True) for rows, length in chunks]
+    return torch.cat(features)[order.argsort()]
 
 
 def _gather_features(model: CLaMP3Model, encode: Callable, batches: Iterable[dict]) -> list[torch.Tensor]:
