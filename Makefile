@@ -9,10 +9,8 @@ READY := .venv/ready
 
 setup: $(READY)
 
-# torch by itself first: its constraint keeps the builds with CUDA (gigabytes) away where a CPU build is pinned
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,dev]"
 	touch $@
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clamplib.checkpoints import MINI
+import demo
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -46,7 +46,6 @@ def workplace(tmp_path_factory, golden) -> Path:
     return place
 
 
-@pytest.mark.skipif(not (MINI / "config.json").exists(), reason="mini is not built yet")
 def test_from_files_to_answers(workplace):
     walked = commands("From your files to answers")
     assert len(walked) >= 12
@@ -59,6 +58,17 @@ def test_from_files_to_answers(workplace):
     vectors = sorted((workplace / "features" / "texts").glob("*.npy"))
     assert len(vectors) == len(TEXTS) + 2
     assert all(np.isfinite(np.load(path)).all() for path in vectors)
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, capsys):
+    assert demo.main(["--output", str(tmp_path / "demo"), "--tunes", "24"]) == 0
+    printed = capsys.readouterr().out
+    for language, sentence, _ in demo.QUESTIONS:
+        assert f"{sentence}  ({language})" in printed
+    assert len({language for language, *_ in demo.QUESTIONS}) >= 4
+    assert len(re.findall(r"(?m)^ [+ ] 0?-?[01]\.\d{3}  ", printed)) == demo.BEST * len(demo.QUESTIONS)
+    assert re.search(r"among the 5 best: \d+%; chance would give \d+%", printed)
 
 
 def test_line_66_is_the_switch_that_the_readme_names():

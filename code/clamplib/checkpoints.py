@@ -153,6 +153,7 @@ def save_variant(
             with atomic_path(folder / name) as temporary:
                 state = {key: value.to("cpu", dtype, copy=True) for key, value in part.state_dict().items()}
                 save_file(state, temporary)
+                temporary.chmod(0o644)  # safetensors lets nobody else read it
 
 
 def variant_folder(variant: str | Path) -> Path | None:
