@@ -27,16 +27,18 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench
 
+# With Essen, whose licence is non-commercial, the model is not put into the package.
 mini: $(READY)  ## trains mini from nothing: make mini OPENSCORE=folder [ESSEN=1]
+	rm -rf $(DATA)
 	$(BIN)/python mini/build.py $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
 	$(BIN)/python code/train_m3.py --config mini/config.py
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 code/train_clamp3_symbolic.py --config mini/config.py
-	$(BIN)/python code/export_clamp3.py --config mini/config.py code/clamplib/mini
-	cp $(DATA)/held_out_tunes.txt mini/
+	$(BIN)/python code/export_clamp3.py --config mini/config.py $(if $(ESSEN),$(DATA)/variant,code/clamplib/mini)
+	$(if $(ESSEN),,cp $(DATA)/held_out_tunes.txt mini/)
 
 eval-mini: $(READY)  ## prints what mini is worth on held-out pieces: make eval-mini [OPENSCORE=folder]
 	$(BIN)/python mini/build.py $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
-	$(BIN)/python mini/evaluate.py $(DATA)
+	$(BIN)/python mini/evaluate.py $(DATA) --variant $(if $(ESSEN),$(DATA)/variant,mini)
 
 clean:
 	rm -rf .venv out

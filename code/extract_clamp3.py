@@ -78,10 +78,14 @@ def main(argv: list[str] | None = None) -> int:
 
     def load() -> Loaded:
         settings = load_settings(args.config)
+        own = Path(settings.CLAMP3_WEIGHTS_PATH)
+        if args.epoch is not None:
+            own = own.with_stem(f"{own.stem}_{args.epoch}")
+        trained = args.variant is None and own.is_file()
         return load_clamp3(
-            args.variant or settings.CLAMP3_VARIANT,
-            weights_folder=Path(settings.CLAMP3_WEIGHTS_PATH).parent,
-            epoch=args.epoch,
+            own if trained else args.variant or settings.CLAMP3_VARIANT,
+            weights_folder=own.parent,
+            epoch=None if trained else args.epoch,
             geometry=make_geometry(settings),
         )
 

@@ -18,9 +18,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def load() -> Loaded:
         settings = load_settings(args.config)
+        own = Path(settings.M3_WEIGHTS_PATH)
         return load_m3(
-            args.variant or settings.CLAMP3_VARIANT,
-            weights_folder=Path(settings.M3_WEIGHTS_PATH).parent,
+            own if args.variant is None and own.is_file() else args.variant or settings.CLAMP3_VARIANT,
+            weights_folder=own.parent,
             geometry=make_geometry(settings),
             learning_rate=settings.M3_LEARNING_RATE,
             batch_size=settings.M3_BATCH_SIZE,

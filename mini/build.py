@@ -5,8 +5,9 @@
 The folder then holds abc/ (interleaved), raw/ (tunes as found) and mtf/, each with train/, transposed/ (`@G` behind
 a name: to that tonic) and held_out/; train.jsonl and eval.jsonl as the training scripts read them; heldout.jsonl with
 the facts of the held-out pieces, and held_out_tunes.txt with the names of the tunes among them; text_model/; and
-failures.jsonl. No label reaches the notes: titles, origins, kinds, lyrics, tempo marks (Q:) and remarks are removed
-before anything is converted.
+failures.jsonl. No label reaches the notes: titles, origins, kinds and lyrics are
+removed from all, tempo marks (Q:) and remarks from tunes before they are converted; scores keep what is printed in the
+music, such as tempo words and the names of the parts.
 
 The split is fixed by the notes: a piece is held out if the hash of its opening bars, as steps from note to note
 in any key, falls into the first tenth. So near-duplicates share a side; what shares only its title with a
@@ -47,9 +48,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--essen", action="store_true", help="with Essen (non-commercial licence) in training")
     parser.add_argument("--workers", type=int, default=-1, help="processes (default: all cores)")
     args = parser.parse_args(argv)
-    index = args.output / "pieces.jsonl"
+    index, sources = args.output / "pieces.jsonl", args.output / "sources.json"
+    wanted = {"openscore": bool(args.openscore), "essen": args.essen}
     if not index.exists():
         convert_all(args)
+        sources.write_text(json.dumps(wanted), encoding="utf-8")
+    elif json.loads(sources.read_text("utf-8")) != wanted:
+        print(
+            f"error: {args.output} was made of other sources ({sources.read_text('utf-8')}): remove it or name the same"
+        )
+        return 1
     records = [json.loads(line) for line in index.read_text("utf-8").splitlines()]
     write_split(records, args.output)
     return 0
@@ -111,7 +119,7 @@ def _write(notes: Notes, output: Path, name: str) -> list[str]:
 
 def bucket(opening: str) -> int:
     """Which of 100 buckets these opening bars fall into."""
-    return int.from_bytes(hashlib.sha256(opening.encode()).digest()[:4]) % 100
+    return int.from_bytes(hashlib.sha256(opening.encode()).digest()[:4], "big") % 100
 
 
 def write_split(records: list[dict], output: Path) -> None:

@@ -23,6 +23,7 @@ from corpus import KINDS, Piece, pieces
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = Path(__file__).with_name("held_out_tunes.txt")
 TUNES, BEST = 300, 5
+MARKER = "made_by_the_demo"  # lets the next run remove the folder
 DANCES = ("jig", "slip jig", "reel", "hornpipe", "strathspey")
 QUESTIONS = (  # language, sentence, right kinds of tune
     ("English", "a lively jig in six eight", ("jig",)),
@@ -45,7 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tunes", type=int, default=TUNES, help=f"how many (default {TUNES})")
     args = parser.parse_args(argv)
     began = time.perf_counter()
+    if args.output.exists() and not (args.output / MARKER).exists():
+        parser.error(f"{args.output}: expected a folder that the demo made, or none")
     shutil.rmtree(args.output, ignore_errors=True)
+    args.output.mkdir(parents=True)
+    (args.output / MARKER).touch()
     tunes = held_out_tunes(args.tunes)
     found = prepare(tunes, args.output)
     answers = search(args.output)

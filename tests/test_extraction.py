@@ -126,7 +126,7 @@ def test_m3_takes_scores_only_and_keeps_time(inputs, tmp_path, tiny_weights, tin
 
 def test_small_chunks_and_workers_change_nothing(inputs, tmp_path, loaded, monkeypatch):
     extract(inputs, tmp_path / "out", loaded)
-    monkeypatch.setattr(extraction, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(extraction, "CPU_CHUNK_ROWS", 7)
     extract(inputs, tmp_path / "small", loaded, batch_size=1, workers=2)
     expected, found = features(tmp_path / "out"), features(tmp_path / "small")
     assert list(expected) == list(found)

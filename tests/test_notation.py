@@ -223,3 +223,8 @@ def test_files_named_in_a_tune_are_not_read(tmp_path):
     (tmp_path / "secret").write_text("T:secret\n")
     include = f"%%abc-include {tmp_path / 'secret'}\nI:abc-include {tmp_path / 'secret'}\n"
     assert "secret<" not in abc_to_xml(TUNE.replace("K:C\n", include + "K:C\n"))
+
+
+def test_a_tune_goes_on_behind_any_number_of_blank_lines():
+    tune = "X:1\nK:D\nABcd|\n\n\nefga|\n \n\nA remark on the tune.\n"
+    assert split_tunes(tune) == ["X:1\nK:D\nABcd|\nefga|\n"]

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -55,7 +56,8 @@ def convert_folder(
             description=parser.prog,
         )
     except (OSError, InputError, ImportError) as error:
-        parser.error(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(report.summary())
     return report.exit_status
 

@@ -35,10 +35,11 @@ def read_text(path: Path) -> str:
     """The text of a file; what is not UTF-8 is replaced, with a warning, so that it cannot end a training."""
     data = path.read_bytes()
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         logger.warning("%s: expected UTF-8, got %s; what is wrong is replaced", path, error)
-        return data.decode("utf-8", errors="replace")
+        text = data.decode("utf-8-sig", errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # as extraction reads it
 
 
 class M3Dataset(Dataset):

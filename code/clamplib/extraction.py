@@ -13,25 +13,18 @@ from tqdm import tqdm
 
 from clamplib import distributed
 from clamplib.checkpoints import Loaded
-from clamplib.encoding import (
-    Encoder,
-    clamp3_encoders,
-    encode,
-    encode_scores,
-    encode_texts,
-    m3_encoders,
-)
+from clamplib.encoding import Encoder, clamp3_encoders, encode, m3_encoders
 from clamplib.files import InputError, Report, atomic_path, describe, is_done, output_paths, show, walk
 from clamplib.geometry import Geometry
 from clamplib.models import M3Model
 from clamplib.sequences import MODALITIES, Reader
 from clamplib.space import SPACE_FILE, check_same_space, read_space, write_space
 
-__all__ = ["encode_scores", "encode_texts", "extract_files", "input_files"]  # in memory, and by folder
-
 logger = logging.getLogger(__name__)
 
-CHUNK_ROWS = 1 << 17  # sorted by length together; their states take 400 MB at the published size
+# Rows that are sorted by length together, and saved together; states of 400 MB at the published size, less on a CPU,
+# where a chunk takes longer.
+GPU_CHUNK_ROWS, CPU_CHUNK_ROWS = 1 << 17, 1 << 13
 MAX_WORKERS = 4
 FILES_A_WORKER = 100  # for fewer, starting a process is not worth it
 READ_AHEAD = 256  # files that each worker may be ahead
@@ -79,8 +72,10 @@ def extract_files(
     jobs = [job for job in share if not (known and is_done(*job))]
     report = Report(skipped=len(share) - len(jobs))
     reader, cut = Reader(loaded.geometry, loaded.tokenizer), 0
+    on_cpu = next(loaded.model.parameters()).device.type == "cpu"
+    chunk_rows = CPU_CHUNK_ROWS if on_cpu else GPU_CHUNK_ROWS
     with tqdm(total=len(jobs), unit="file", disable=distributed.rank() > 0) as bar:
-        for chunk in _chunks(read_ahead(jobs, reader, workers), CHUNK_ROWS):
+        for chunk in _chunks(read_ahead(jobs, reader, workers), chunk_rows):
             cut += sum(reader.count_cut(piece.rows) for piece in chunk if piece.rows is not None)
             for piece, feature in _encode_chunk(chunk, encoders, batch_size):
                 _save(piece, feature, report)

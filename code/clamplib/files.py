@@ -100,7 +100,7 @@ def is_done(source: str | os.PathLike, target: str | Path) -> bool:
     """Whether `target` is there and not older than `source`. (It is whole: it was renamed into place.)"""
     try:
         return Path(target).stat().st_mtime_ns >= Path(source).stat().st_mtime_ns
-    except FileNotFoundError:
+    except OSError:  # not there, or a name that the file system does not take: writing it will say so
         return False
 
 

@@ -55,7 +55,7 @@ class PatchEmbedding(nn.Module):
 
 def _check_codes(codes: torch.Tensor) -> None:
     wrong = (codes < 0) | (codes >= CHARACTERS)
-    if codes.device.type == "cpu":
+    if codes.device.type != "cuda":
         if wrong.any():
             value = codes[wrong][0].item()
             raise ValueError(f"patches hold codes from 0 to {CHARACTERS - 1}, got {value}")

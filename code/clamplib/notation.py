@@ -136,7 +136,7 @@ def _without_free_text(tune: str) -> str:
 
     By the standard a blank line ends a tune; in the wild many go on behind one, so bar lines decide.
     """
-    first, *others = re.split(r"\n[ \t]*\n", tune.rstrip())
+    first, *others = re.split(r"\n(?:[ \t]*\n)+", tune.rstrip())
     kept = [block for block in others if "|" in block or FIELD.match(block.lstrip())]
     return "\n".join([first, *kept]) + "\n"
 

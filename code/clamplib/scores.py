@@ -16,7 +16,7 @@ from clamplib.notation import abc_to_xml, alone, reason, refuse_entities, split_
 
 MUSICXML_SUFFIXES = (".xml", ".musicxml", ".mxl")
 TUNEBOOK_SUFFIXES = (".abc", ".krn")  # of files that may hold many tunes
-MUSIC21_SUFFIXES = (".mei", ".nwc", ".nwctxt", ".rntxt")  # MEI, NoteWorthy, RomanText
+MUSIC21_SUFFIXES = (".mei", ".nwc", ".nwctxt", ".rntxt", ".rntext", ".romantext", ".rtxt", ".capx", ".musedata")
 SCORE_SUFFIXES = (*MUSICXML_SUFFIXES, *TUNEBOOK_SUFFIXES, *MUSIC21_SUFFIXES)
 KERN_END = re.compile(r"^\*-(?:\t\*-)*[ \t\r]*\n?", re.M)  # the line that ends all spines
 

@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 from clamplib.batch import batch_parser, convert_folder, text_writer
-from clamplib.notation import abc_to_xml
+from clamplib.files import InputError, show
+from clamplib.notation import abc_to_xml, split_tunes
 from clamplib.scores import read_text
 
 input_dir = "<path_to_your_abc_files>"  # what is converted when no folder is given
 
 
 def convert(path: Path) -> str:
-    return abc_to_xml(read_text(path))
+    tunes = split_tunes(read_text(path))
+    if len(tunes) != 1:
+        raise InputError(f"{show(path)}: expected one tune, came {len(tunes)}; batch_xml2abc.py splits tunebooks")
+    return abc_to_xml(tunes[0])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ input_dir = "<path_to_your_mtf_files>"  # what is converted when no folder is gi
 
 
 def write_midi(source: Path, target: Path) -> None:
-    mtf_to_midi(source.read_text(encoding="utf-8")).save(target)
+    mtf_to_midi(source.read_text(encoding="utf-8-sig")).save(target)
 
 
 def main(argv: list[str] | None = None) -> int:
