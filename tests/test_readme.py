@@ -60,6 +60,14 @@ def test_from_files_to_answers(workplace):
     assert all(np.isfinite(np.load(path)).all() for path in vectors)
 
 
+def test_in_your_own_code(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(re.search(r"(?s)```python\n(.*?)```", README)[1], names)
+    assert names["sentences"].shape == (2, 192)
+    assert np.isfinite(names["sentences"]).all()
+
+
 @pytest.mark.slow
 def test_demo(tmp_path, capsys):
     assert demo.main(["--output", str(tmp_path / "demo"), "--tunes", "24"]) == 0
