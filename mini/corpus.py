@@ -7,9 +7,7 @@ non-commercial use).
 """
 
 import csv
-import io
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import music21
 
 from clamplib.notation import split_tunes
+from clamplib.scores import to_musicxml
 from texts import Facts
 
 CORPUS = Path(music21.__file__).parent / "corpus"
@@ -250,11 +249,7 @@ def score_facts(xml, title, kind, composer, born, origin, collection, instrument
 
 def read_musicxml(path: Path) -> str:
     """The text of a .mxl, .xml or .musicxml file, as if it had been UTF-8."""
-    data = path.read_bytes()
-    if data[:2] == b"PK":
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            inner = [n for n in archive.namelist() if not n.startswith("META-INF") and n.endswith("xml")]
-            data = archive.read(inner[0])
+    (data,) = to_musicxml(path)
     xml = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", errors="replace")
     return DECLARATION + re.sub(r"^\s*<\?xml[^>]*\?>", "", xml)
 

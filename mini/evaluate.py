@@ -20,7 +20,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from clamplib.augment import hide_header, remove_instrument_info
 from clamplib.checkpoints import load_clamp3
 from clamplib.encoding import encode_scores, encode_texts
-from clamplib.metrics import ranks, retrieval_metrics
+from clamplib.metrics import retrieval_metrics
+from clamplib.retrieval import normalise, vector_ranks
 from corpus import ESSEN, KINDS
 from texts import LANGUAGES, Facts, caption, prompts
 
@@ -137,8 +138,8 @@ def score_rows(model, scores: Pieces) -> list[dict]:
 def free_sentence_rows(model, everything: Pieces) -> list[dict]:
     """Precision at 10 of sentences that were written before any training, over all held-out pieces."""
     asked = json.loads(FREE_SENTENCES.read_text("utf-8"))
-    music = normalise(encode_scores(model, everything.texts("abc")))
-    queries = normalise(encode_texts(model, [each["text"] for each in asked["sentences"]]))
+    music = unit(encode_scores(model, everything.texts("abc")))
+    queries = unit(encode_texts(model, [each["text"] for each in asked["sentences"]]))
     precisions, chances = [], []
     for sentence, similarity in zip(asked["sentences"], queries @ music.T, strict=True):
         right = np.array([is_right(facts, sentence["right"], asked["groups"]) for facts in everything.facts])
@@ -166,10 +167,8 @@ def zero_shot(model, pieces: Pieces, music, field: str, classes, name: str, prom
     """Accuracy of the class whose prompts' mean vector is nearest, over the pieces that have one of the classes."""
     kept = [number for number, facts in enumerate(pieces.facts) if getattr(facts, field) in classes]
     truth = np.array([classes.index(getattr(pieces.facts[number], field)) for number in kept])
-    prototypes = [
-        normalise(encode_texts(model, prompts(prompt_field or field, value, "en"))).mean(0) for value in classes
-    ]
-    guesses = (normalise(music[kept]) @ normalise(np.array(prototypes)).T).argmax(1)
+    prototypes = [unit(encode_texts(model, prompts(prompt_field or field, value, "en"))).mean(0) for value in classes]
+    guesses = (unit(music[kept]) @ unit(np.array(prototypes)).T).argmax(1)
     majority = np.bincount(truth).max() / len(truth)
     return [row(name, float((guesses == truth).mean()), f"{len(kept)} pieces; majority {majority:.2f}")]
 
@@ -189,6 +188,10 @@ def tfidf_neighbours(data: Path, tunes: Pieces, captions: list[str]) -> float:
     return mrr(by_words.transform(captions).toarray(), described)
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return normalise(vectors)[0]
+
+
 def mrr(queries: np.ndarray, references: np.ndarray) -> float:
     return _metrics(queries, references)["mrr"]
 
@@ -198,12 +201,7 @@ def hit10(queries: np.ndarray, references: np.ndarray) -> float:
 
 
 def _metrics(queries: np.ndarray, references: np.ndarray) -> dict:
-    similarity = normalise(queries) @ normalise(references).T
-    return retrieval_metrics(ranks(similarity, np.arange(len(queries))))
-
-
-def normalise(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return retrieval_metrics(vector_ranks(unit(queries), unit(references), np.arange(len(queries))))
 
 
 def chance_mrr(count: int) -> float:
