@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from clamplib.augment import text_lines
 from clamplib.files import Report
-from convert import Notes, convert
+from convert import Notes, convert, count_bars
 from corpus import ESSEN, Piece, pieces, read_key, with_key
 from text_model import make_text_model
 from texts import LANGUAGES, Facts, caption, describe
@@ -87,6 +87,7 @@ def _piece_record(piece: Piece, output: Path) -> dict | str:
     except Exception as error:  # one piece of thousands: reported and counted
         return f"{type(error).__name__}: {error}"[:300]
     facts = with_key(piece.facts, notes.key_field, notes.final_bass)
+    facts = replace(facts, bars=count_bars(notes.abc) if notes.raw else None)
     record = {"id": piece.id, "opening": notes.opening, "facts": asdict(facts), "files": {}}
     side = "held_out" if bucket(notes.opening) in HELD_OUT else "train"
     record["files"][""] = _write(notes, output, f"{side}/{piece.id}")
@@ -151,14 +152,16 @@ def training_lines(record: dict) -> Iterable[dict]:
     rng = random.Random(record["id"])
     for tonic, files in record["files"].items():
         facts = _facts(record, tonic)
-        texts = {language: describe(facts, language, rng) for language in LANGUAGES}
+        english, *translations = [
+            {"analysis": caption(facts, language), "description": describe(facts, language, rng)}
+            for language in LANGUAGES
+        ]
         yield {
             "id": f"{record['id']}@{tonic}" if tonic else record["id"],
             "filepaths": files,
             "language": "en",
-            "analysis": caption(facts, "en"),
-            "description": texts["en"] + describe(facts, "en", rng),
-            "translations": [{"analysis": caption(facts, name), "description": texts[name]} for name in LANGUAGES[1:]],
+            **english,
+            "translations": translations,
         }
 
 

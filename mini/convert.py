@@ -4,6 +4,7 @@ import base64
 import io
 import random
 import re
+import statistics
 from dataclasses import dataclass
 
 import mido
@@ -14,6 +15,7 @@ from clamplib.mtf import midi_to_mtf
 from clamplib.notation import abc_to_xml, interleave, xml_to_abc
 from corpus import Piece, read_musicxml
 
+FIELD = re.compile(r"[A-Za-z]:|%")
 LABEL_FIELDS = re.compile(r"(?m)^(?:[TRCOSNZBDFGAHQWwrsmNI]:|%).*\n?")
 QUOTED = re.compile(r'"([^"]*)"')
 CHORD_SYMBOL = re.compile(r"[A-G][b#]?(?:m|min|maj|dim|aug|sus|\+)?\d*(?:/[A-G][b#]?)?")
@@ -77,7 +79,7 @@ def to_midi(xml: str) -> mido.MidiFile:
 
 def opening_steps(abc: str) -> str:
     """Steps (letters, not semitones) between the first voice's first notes, from the first full bar on."""
-    bars = [_bar(line) for line in abc.splitlines() if not re.match(r"[A-Za-z]:|%", line)]
+    bars = [_bar(line) for line in abc.splitlines() if not FIELD.match(line)]
     bars = [(steps, length) for steps, length in bars if steps]
     if len(bars) > 1 and bars[0][1] <= 0.75 * bars[1][1]:
         bars = bars[1:]  # an upbeat, which other prints of a tune may lack
@@ -87,6 +89,14 @@ def opening_steps(abc: str) -> str:
             break
         steps += bar
     return " ".join(str(b - a) for a, b in zip(steps, steps[1:], strict=False))
+
+
+def count_bars(abc: str) -> int:
+    """Bars of the first voice as written: parts of bars, at upbeats and repeats, make up whole ones."""
+    lengths = [_bar(line)[1] for line in abc.splitlines() if not FIELD.match(line)]
+    full = statistics.mode(filter(None, lengths))
+    bars = sum(min(length / full, 1) for length in lengths)  # longer ones hold triplets, or two bars
+    return int(bars + 0.25)  # an upbeat that no last bar makes up for does not count
 
 
 def _bar(line: str) -> tuple[list[int], float]:

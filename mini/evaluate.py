@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,8 +51,9 @@ class Pieces:
         names = [next(name for name in r["files"][""] if name.startswith(kind + "/")) for r in self.records]
         return [(self.folder / name).read_text("utf-8") for name in names]
 
-    def captions(self, language: str = "en") -> list[str]:
-        return [caption(replace(facts, title=None, composer=None), language) for facts in self.facts]
+    def captions(self, language: str = "en", without: Sequence[str] = ()) -> list[str]:
+        unsaid = dict.fromkeys(("title", "composer", *without))
+        return [caption(replace(facts, **unsaid), language) for facts in self.facts]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,9 +90,12 @@ def tune_rows(model, tunes: Pieces, data: Path) -> list[dict]:
     english = mrr(text, abc)
     size = f"{len(tunes)} held-out tunes"
     chance, ceiling = chance_mrr(len(tunes)), equal_text_ceiling(captions)
+    barless = tunes.captions(without=("bars",))
+    barless_ceiling = f"ceiling of equal texts {equal_text_ceiling(barless):.3f}"
     rows = [
         row("text to ABC, MRR", english, f"{size}; chance {chance:.3f}, ceiling of equal texts {ceiling:.3f}"),
         row("text to ABC, Hit@10", hit10(text, abc)),
+        row("the same without the number of bars, MRR", mrr(encode_texts(model, barless), abc), barless_ceiling),
         row("text to MTF, MRR", mrr(text, mtf)),
         row("ABC to MTF, MRR", mrr(abc, mtf)),
         row("MTF to ABC, MRR", mrr(mtf, abc)),

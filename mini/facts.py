@@ -87,6 +87,7 @@ class Facts:
     tonic: str | None = None  # "C", "F#", "Bb"
     mode: str | None = None  # "major", "minor", "dorian", "mixolydian", "phrygian", "lydian"
     metre: str | None = None  # "6/8", "2/2", ...
+    bars: int | None = None  # as written, without the upbeat
     tempo: str | None = None  # "very slow", "slow", "moderate", "lively", "fast"
     mood: str | None = None  # "plaintive", "bold", ... (MOOD_SYNONYMS and the keys of a lexicon's `adj`)
     composer: str | None = None

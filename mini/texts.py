@@ -33,6 +33,7 @@ LOWER_CASE_SHARE = 0.2  # of the lines are typed without capitals
 KEYWORD_SHARE = 0.2  # of the lines are keywords
 CAPTION_SHARE = 0.15  # of the lines have the shape of the caption
 STOP_SHARE = 0.6  # of the sentences end in a full stop
+LINE_COUNT = 2  # of a description: people ask in one line, and training joins half of the lines it has
 PROMPT_COUNT = 16
 MAX_ATTEMPTS = 20  # draws for one line that is new and says something
 SELF_SCORED = {"string quartet", "piano piece"}  # kinds that already name the instruments
@@ -45,6 +46,7 @@ SLOT_FIELDS = {  # the facts that a slot speaks of, where that isn't the fact of
     "land": ("origin",),
     "tongue": ("song_language",),
     "forces": ("instruments",),
+    "count": ("bars",),
     "year": ("born",),
     "epoch": ("born",),
     "century": ("born",),
@@ -193,9 +195,11 @@ class Line:
             return self._forces()
         if name in ("title", "composer", "collection"):
             return getattr(self.facts, name)
+        if name == "count":
+            return str(self.facts.bars)
         if name in ("year", "epoch", "century"):
             return self._time(name)
-        return self._lookup(name, getattr(self.facts, fields[0]), name not in ("origin", "land"))
+        return self._lookup(name, str(getattr(self.facts, fields[0])), name not in ("origin", "land"))
 
     def _lookup(self, table: str, key: str | None, fall_back: bool = True) -> str | None:
         """The term for a key, by default the table's pattern for others ("*") or the (English) key itself."""
@@ -286,8 +290,8 @@ def _distinct(facts: Facts, lexicon: dict, rng: random.Random, count: int, said=
 
 
 def describe(facts: Facts, language: str, rng: random.Random) -> list[str]:
-    """Four to seven lines for training: sentences, questions, phrases and keywords over random facts."""
-    return _distinct(facts, load_lexicon(language), rng, rng.randint(4, 7))
+    """Lines for training: sentences, questions, phrases and keywords over random facts."""
+    return _distinct(facts, load_lexicon(language), rng, LINE_COUNT)
 
 
 def caption(facts: Facts, language: str) -> str:

@@ -73,8 +73,7 @@ def test_every_kind_mode_metre_and_origin_is_described_without_leftovers(languag
             song_language=rng.choice((None, "French", "Klingon")),
         )
         lines = texts.describe(facts, language, rng)
-        assert 4 <= len(lines) <= 7
-        assert len(set(lines)) == len(lines)
+        assert len(set(lines)) == len(lines) == texts.LINE_COUNT
         for line in [*lines, texts.caption(facts, language)]:
             assert line and not LEFTOVER.search(line), line
 
@@ -153,10 +152,10 @@ def test_captions_are_natural() -> None:
 
 
 def test_descriptions_vary_and_depend_on_the_generator_alone(language: str) -> None:
-    lines = [line for seed in range(80) for line in texts.describe(JIG, language, random.Random(seed))][:300]
+    lines = [line for seed in range(150) for line in texts.describe(JIG, language, random.Random(seed))][:300]
     assert len(lines) == 300
     assert len(set(lines)) > 200
-    assert lines[:4] == texts.describe(JIG, language, random.Random(0))[:4]
+    assert lines[:2] == texts.describe(JIG, language, random.Random(0))
 
 
 def test_unknown_facts_never_appear(language: str) -> None:

@@ -114,6 +114,29 @@ def test_xml_is_read_as_it_declares(encoding):
     assert 'nm="Flöte"' in xml_to_abc(xml.encode(encoding))
 
 
+@pytest.mark.parametrize("end", ["|", "||", "|]", ":|", ":||"])
+@pytest.mark.parametrize("start", ["", "|", "||", "|:", "[|", "||:"])
+def test_nothing_is_lost_behind_a_bar_line_written_twice(end, start):
+    """Many a tune in the wild ends a line in a bar line and begins the next one with it."""
+    tune = f"X:1\nM:4/4\nL:1/8\nK:C\nC8|D8{end}\n{start}E8|F8|]\n"
+    interleaved = interleave(xml_to_abc(abc_to_xml(tune).encode()))
+    assert [bar[5:7] for bar in interleaved.splitlines()[4:]] == ["C8", "D8", "E8", "F8"]
+
+
+def test_terms_that_xml2abc_does_not_know_cost_no_note():
+    """As found in OpenScore: a pedal line that is interrupted, one note value equal to another, an old accidental."""
+    note = "<note><pitch><step>D</step><alter>{}</alter><octave>4</octave></pitch><duration>4</duration>{}</note>"
+    mark = "<direction><direction-type>{}</direction-type><voice>1</voice></direction>"
+    pedals = [mark.format(f"<pedal type='{kind}'/>") for kind in ("start", "discontinue", "resume", "stop", "change")]
+    relation = mark.format("<metronome><beat-unit>half</beat-unit><beat-unit>quarter</beat-unit></metronome>")
+    sharp = note.format(1, "<accidental>natural-sharp</accidental>")
+    odd = XML.replace("</measure>", f"{sharp.join(pedals)}{relation}{note.format(0, '')}</measure>")
+    known = [mark.format(f"<pedal type='{kind}'/>") for kind in ("start", "stop", "start", "stop")] + [""]
+    plain = XML.replace("</measure>", f"{note.format(1, '').join(known)}{note.format(0, '')}</measure>")
+    assert xml_to_abc(odd.encode()) == xml_to_abc(plain.encode())
+    assert xml_to_abc(odd.encode()).count("!ped!") == 2
+
+
 def test_xml_may_begin_with_blank_lines():
     assert xml_to_abc(b"\n \n<?xml version='1.0'?>" + XML.encode()) == xml_to_abc(XML.encode())
 

@@ -364,6 +364,19 @@ def test_scaled_gradients_that_overflow_take_no_step():
     assert not torch.equal(model.weight, before) and state.scheduler.last_epoch == 1
 
 
+@pytest.mark.parametrize("script", [M3, SYMBOLIC, AUDIO])
+def test_half_precision_trains_and_evaluates_alike(script, run, make_config):
+    """As on CUDA: everything runs under autocast, and the weights stay float32."""
+    losses = []
+    for precision in ("float32", "bf16", "fp16"):
+        config = make_config(PRECISION=precision)
+        assert run(script, config) == 0
+        losses.append(weights(config, f"{name_of(script)}_latest")["min_eval_loss"])
+        state = weights(config, f"{name_of(script)}_latest")["model"]
+        assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
+    assert len(set(losses)) == 3 and losses == pytest.approx([losses[0]] * 3, rel=0.02)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(run, make_config, capsys):
     assert run(M3, make_config(M3_LEARNING_RATE=1e30, M3_WARMUP_STEPS=0)) == 1
     assert "the loss is nan in epoch" in capsys.readouterr().err

@@ -42,10 +42,13 @@ XML2ABC_OPTIONS = SimpleNamespace(  # those of `xml2abc -d 8 -x`
 DROPPED_FIELDS = ["X:", "T:", "C:", "W:", "w:", "Z:", "%%MIDI"]
 CONTAINER = "META-INF/container.xml"  # names the score in an .mxl archive
 NO_SCORE = re.compile(r"META-INF/|__MACOSX/|(.*/)?\._")
+PEDALS = {"start": "start", "resume": "start", "stop": "stop", "discontinue": "stop"}
+ACCIDENTALS = {"double-flat", "flat-flat", "flat", "natural", "sharp", "sharp-sharp", "double-sharp"}
 MAX_UNZIPPED = 256 * 2**20  # bytes; the largest real scores are some 50 MB
 MAX_REST = 9999  # bars; abc2xml writes every one of them out
 FIELD = re.compile(r"[A-Za-z]:|%%")
 QUOTED = re.compile(r'"[^"]*"')
+DOUBLED_BAR_LINE = re.compile(r"(?<=[|\]])([ \t]*\n[ \t]*)\|\|")  # read as an empty bar, which would end the piece
 
 
 def xml_to_abc(score: str | Path | bytes) -> str:
@@ -58,17 +61,43 @@ def xml_to_abc(score: str | Path | bytes) -> str:
     data = unzip(data, name) if data[:2] == b"PK" else data.lstrip()
     refuse_entities(data, name)
     _require_partwise(data, name)
-    output = io.StringIO()
     with alone(name):
-        xml2abc.abcOut = xml2abc.ABCoutput("", "", 0, XML2ABC_OPTIONS)  # the global it writes to
-        xml2abc.abcOut.outfile = output
         try:
-            xml2abc.Parser(XML2ABC_OPTIONS).parse(io.BytesIO(data))
-        except Exception as error:  # xml2abc raises whatever a broken score leads to
-            raise InputError(f"{name}: expected sound MusicXML, xml2abc met {reason(error)}") from error
-    if not output.getvalue():
+            abc = _run_xml2abc(data)
+        except Exception as error:  # xml2abc raises whatever it did not expect
+            try:
+                abc = _run_xml2abc(_in_known_terms(data))
+            except Exception:
+                raise InputError(f"{name}: expected sound MusicXML, xml2abc met {reason(error)}") from error
+    if not abc:
         raise InputError(f"{name}: expected a score with notes, came one without")
+    return abc
+
+
+def _run_xml2abc(data: bytes) -> str:
+    output = io.StringIO()
+    xml2abc.abcOut = xml2abc.ABCoutput("", "", 0, XML2ABC_OPTIONS)  # the global it writes to
+    xml2abc.abcOut.outfile = output
+    xml2abc.Parser(XML2ABC_OPTIONS).parse(io.BytesIO(data))
     return output.getvalue()
+
+
+def _in_known_terms(data: bytes) -> bytes:
+    """MusicXML whose pedal marks, metronome marks and accidentals xml2abc knows; no note is lost.
+
+    Without its accidental a note is spelled by its alteration.
+    """
+    score = ElementTree.fromstring(data)
+    for pedal in score.iter("pedal"):
+        pedal.set("type", PEDALS.get(pedal.get("type"), pedal.get("type")))
+    for parent in score.iter():
+        for child in list(parent):
+            unknown_pedal = child.tag == "pedal" and child.get("type") not in PEDALS.values()
+            unknown_accidental = child.tag == "accidental" and child.text not in ACCIDENTALS
+            tempo_relation = child.tag == "metronome" and child.find("per-minute") is None  # two note values
+            if unknown_pedal or unknown_accidental or tempo_relation:
+                parent.remove(child)
+    return ElementTree.tostring(score)
 
 
 def interleave(abc: str) -> str:
@@ -105,6 +134,7 @@ def abc_to_xml(abc: str) -> str:
     if re.search(rf"[XZ]\d{{{len(str(MAX_REST)) + 1}}}", abc):
         raise InputError(f"expected rests of at most {MAX_REST} bars, came a longer one")
     abc2xml = _abc2xml()
+    abc = DOUBLED_BAR_LINE.sub(r"\1|", abc)
     tune = abc if re.search(r"^[ \t]*X:", abc, re.M) else "X:1\n" + abc
     with alone("abc_to_xml"):
         try:

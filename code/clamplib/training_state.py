@@ -41,7 +41,7 @@ class Recipe:
     schedule: str = "constant"
     weight_decay: float = 0.01
     gradient_clip: float = 0.0
-    precision: str = "bf16"
+    precision: str = "auto"
     deterministic: bool = True
     load_checkpoint: bool = True
     save_every: int = 5
@@ -49,8 +49,8 @@ class Recipe:
     stage: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        if self.precision not in ("auto", *PRECISIONS):
+            raise ValueError(f"precision must be one of auto, {', '.join(PRECISIONS)}, not {self.precision!r}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
 
@@ -89,7 +89,8 @@ class TrainingState:
         )
         factor = learning_rate_factor(recipe, recipe.epochs * steps_an_epoch)
         self.scheduler = LambdaLR(self.optimizer, factor)
-        self.dtype = PRECISIONS[recipe.precision] if device.type == "cuda" else None
+        automatic = "bf16" if device.type == "cuda" else "float32"
+        self.dtype = PRECISIONS[automatic if recipe.precision == "auto" else recipe.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     def autocast(self) -> torch.autocast:
