@@ -64,13 +64,7 @@ def extract_files(
     m3 = isinstance(loaded.model, M3Model)
     kind = "m3" if m3 else "clamp3 global" if get_global else "clamp3 temporal"
     encoders = m3_encoders(loaded) if m3 else clamp3_encoders(loaded, get_global)
-    targets = output_paths(sources, input_dir, output_dir, ".npy")
-    if both := set(map(os.path.abspath, sources)) & set(map(os.path.abspath, targets)):
-        raise InputError(f"{show(min(both))}: expected an output folder where no feature replaces an input")
-    known = _claim(output_dir, {**loaded.space, "kind": kind})
-    share = list(zip(sources, targets, strict=True))[distributed.rank() :: distributed.world_size()]
-    jobs = [job for job in share if not (known and is_done(*job))]
-    report = Report(skipped=len(share) - len(jobs))
+    jobs, report = open_jobs(sources, input_dir, output_dir, {**loaded.space, "kind": kind})
     reader, cut = Reader(loaded.geometry, loaded.tokenizer), 0
     on_cpu = next(loaded.model.parameters()).device.type == "cpu"
     chunk_rows = CPU_CHUNK_ROWS if on_cpu else GPU_CHUNK_ROWS
@@ -78,10 +72,55 @@ def extract_files(
         for chunk in _chunks(read_ahead(jobs, reader, workers), chunk_rows):
             cut += sum(reader.count_cut(piece.rows) for piece in chunk if piece.rows is not None)
             for piece, feature in _encode_chunk(chunk, encoders, batch_size):
-                _save(piece, feature, report)
+                if feature is None:
+                    report.add_failure(piece.source, piece.error)
+                else:
+                    save_feature(piece.source, piece.target, feature, report)
             bar.update(len(chunk))
     _warn_of_cut_patches(int(distributed.total(cut)), loaded.geometry)
-    return _gather(report, output_dir)
+    return close_jobs(report, output_dir)
+
+
+def open_jobs(
+    sources: Sequence[Path], input_dir: str | Path, output_dir: str | Path, space: dict
+) -> tuple[list[tuple[Path, Path]], Report]:
+    """This process's share of the (source, target) pairs that are to do, and a report that counts the done ones.
+
+    Makes the output folder the space's. InputError if it holds another, or if a feature would replace an input.
+    """
+    targets = output_paths(sources, input_dir, output_dir, ".npy")
+    if both := set(map(os.path.abspath, sources)) & set(map(os.path.abspath, targets)):
+        raise InputError(f"{show(min(both))}: expected an output folder where no feature replaces an input")
+    known = _claim(output_dir, space)
+    share = list(zip(sources, targets, strict=True))[distributed.rank() :: distributed.world_size()]
+    jobs = [job for job in share if not (known and is_done(*job))]
+    return jobs, Report(skipped=len(share) - len(jobs))
+
+
+def close_jobs(report: Report, output_dir: str | Path) -> Report:
+    """The report of all processes, written by the first."""
+    reports = distributed.gather(report)
+    whole = Report(
+        done=sum(r.done for r in reports),
+        skipped=sum(r.skipped for r in reports),
+        failures=sorted((f for r in reports for f in r.failures), key=lambda failure: failure["file"]),
+    )
+    if distributed.rank() == 0:
+        whole.write(output_dir)
+    return whole
+
+
+def save_feature(source: Path, target: Path, feature: np.ndarray, report: Report) -> None:
+    """Writes a feature and counts it; one that is not finite, or cannot be written, is a failure."""
+    if not np.isfinite(feature).all():
+        report.add_failure(source, "expected finite features, but the model gave NaN or infinity")
+        return
+    try:
+        with atomic_path(target) as temporary:
+            np.save(temporary, feature)
+        report.done += 1
+    except OSError as error:
+        report.add_failure(source, error)
 
 
 def _claim(output_dir: str | Path, space: dict) -> bool:
@@ -166,30 +205,3 @@ def _encode_chunk(
     for modality, pieces in by_modality.items():
         features = encode(encoders[modality], [piece.rows for piece in pieces], batch_size)
         yield from zip(pieces, features, strict=True)
-
-
-def _save(piece: Piece, feature: np.ndarray | None, report: Report) -> None:
-    if feature is None:
-        report.add_failure(piece.source, piece.error)
-    elif not np.isfinite(feature).all():
-        report.add_failure(piece.source, "expected finite features, but the model gave NaN or infinity")
-    else:
-        try:
-            with atomic_path(piece.target) as temporary:
-                np.save(temporary, feature)
-            report.done += 1
-        except OSError as error:
-            report.add_failure(piece.source, error)
-
-
-def _gather(report: Report, output_dir: str | Path) -> Report:
-    """The report of all processes, written by the first."""
-    reports = distributed.gather(report)
-    whole = Report(
-        done=sum(r.done for r in reports),
-        skipped=sum(r.skipped for r in reports),
-        failures=sorted((f for r in reports for f in r.failures), key=lambda failure: failure["file"]),
-    )
-    if distributed.rank() == 0:
-        whole.write(output_dir)
-    return whole
