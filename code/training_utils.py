@@ -129,7 +129,7 @@ def clamp3_training(modality: str, settings: SimpleNamespace, recipe: Recipe) ->
     """Model, objective and batches of CLaMP 3 on "symbolic" or "audio"."""
     if not settings.CLAMP3_TRAIN_JSONL:
         raise ValueError("CLAMP3_TRAIN_JSONL is not set: name a JSONL of pieces and their texts in config.py")
-    read = partial(read_pieces, modality=modality)
+    read = partial(read_pieces, modality=modality, audio_size=settings.AUDIO_HIDDEN_SIZE)
     train_pieces, eval_pieces = _train_and_eval_items(
         read, settings.CLAMP3_TRAIN_JSONL, settings.CLAMP3_EVAL_JSONL, settings
     )

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from clamplib.datasets import CLaMP3Dataset, M3Dataset
+from clamplib.datasets import CLaMP3Dataset, M3Dataset, read_frames
 from clamplib.files import InputError
 from clamplib.loading import CollateCLaMP3, LengthSortedBatches, collate_m3, make_loader, pad
 from clamplib.patchilizer import M3Patchilizer
 from clamplib.pieces import evaluation_lines, m3_files, read_pieces, split_items
+from clamplib.shards import File
 
 ABC = 'L:1/8\nM:4/4\nK:G\nV:1 treble nm="Violin"\n' + "[V:1]G2 B2 d2 g2|\n" * 3
 MTF = "ticks_per_beat 480\nprogram_change 0 0 40\n" + "note_on 0 0 60 64\nnote_off 480 0 60 0\n" * 40
@@ -54,7 +55,7 @@ def test_lines_that_are_no_pieces(folder):
     with open(jsonl, "ab") as lines:
         lines.write(b'\n{"id": "g", "title": "\xff"}\n{"id": "h", "filepaths": ["empty.abc"], "title": "H"}')
     pieces, problems = read_pieces(jsonl, "symbolic")
-    assert [(piece["id"], [path.name for path in piece["files"]]) for piece in pieces] == [
+    assert [(piece["id"], [file.path.name for file in piece["files"]]) for piece in pieces] == [
         ("a", ["a.abc"]),
         ("line 10", ["b.MTF"]),
     ]
@@ -82,7 +83,7 @@ def test_m3_files(folder):
     (folder / "sub").mkdir()
     (folder / "sub/a.abc").write_text("")
     pieces, problems = m3_files([folder])
-    assert [(piece["id"], piece["file"].name) for piece in pieces] == [
+    assert [(piece["id"], piece["file"].path.name) for piece in pieces] == [
         ("a", "a.abc"),
         ("a", "a.mtf"),
         ("b", "b.MTF"),
@@ -193,13 +194,67 @@ def test_pairs(pieces, tiny_tokenizer):
 
 def test_audio_items(folder, tiny_tokenizer):
     jsonl = write_jsonl(folder, {"id": "a", "filepaths": ["a.abc", "a.npy"], "title": "A"})
-    pieces, _ = read_pieces(jsonl, "audio")
+    pieces, _ = read_pieces(jsonl, "audio", audio_size=8)
     dataset = make_dataset(pieces, tiny_tokenizer, modality="audio", training=False)
     frames = dataset[0, 0]["music"][0]
     assert frames.shape == (128, 8) and not frames[0].any() and frames[1:].all()
     np.save(folder / "a.npy", np.ones((1, 300, 7), dtype=np.float32))
     with pytest.raises(InputError, match=r"a.npy: .*8"):
         dataset[0, 0]
+
+
+def test_arrays_that_are_no_features_are_found_before_training(folder):
+    """By their headers alone, wherever reading them would fail."""
+    ones = np.ones((1, 5, 8), dtype=np.float32)
+    whole = (folder / "a.npy").read_bytes()
+    arrays = {
+        "width": ones[..., :7],
+        "states": np.ones((13, 5, 8)),
+        "nothing": ones[:, :0],
+        "scalar": np.float32(1),
+        "words": np.array(["a"] * 8),
+        "objects": np.array([{}] * 8),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=name == "objects")
+    others = {"cut": whole[:-1], "header": whole[:50], "text": b"no numbers", "word": b"\x93NUMPY\x07\x00" * 9}
+    for name, data in others.items():
+        (folder / f"{name}.npy").write_bytes(data)
+    names = [*arrays, *others]
+    jsonl = write_jsonl(
+        folder,
+        *({"id": name, "filepaths": [f"{name}.npy", "a.npy"], "title": name} for name in names),
+        {"id": "alone", "filepaths": ["width.npy"], "title": "it has no other file"},
+    )
+    pieces, problems = read_pieces(jsonl, "audio", audio_size=8)
+    assert [[file.path.name for file in piece["files"]] for piece in pieces] == [["a.npy"]] * len(names)
+    assert len(problems) == len(names) + 1
+    said = ["[1, 5, 7]", "--mean_features", "[1, 0, 8]", "[]", "dtype <U1", "dtype object", f"got {len(whole) - 1}"]
+    for name, problem, words in zip(names, problems, said + ["numbers"] * 3, strict=False):
+        assert f"{name}.npy: " in problem and words in problem
+        with pytest.raises(InputError, match=f"{name}.npy: "):
+            read_frames(File(folder / f"{name}.npy", 0), 8)
+
+
+@pytest.mark.parametrize(("version", "dtype"), [((1, 0), ">f8"), ((2, 0), "<i2")])
+def test_headers_of_other_makers(folder, version, dtype):
+    with open(folder / "other.npy", "wb") as file:
+        np.lib.format.write_array(file, np.asfortranarray(np.ones((5, 8), dtype)), version=version)
+    jsonl = write_jsonl(folder, {"filepaths": ["other.npy"], "title": "A"})
+    (piece,), problems = read_pieces(jsonl, "audio", audio_size=8)
+    assert not problems and read_frames(piece["files"][0], 8).sum() == 40
+
+
+def test_frames_that_are_not_finite_are_left_out(folder, tiny_tokenizer, caplog):
+    features = np.arange(40, dtype=np.float32).reshape(1, 5, 8)
+    features[0, 1, 3], features[0, 4, 0] = np.nan, np.inf
+    np.save(folder / "a.npy", features)
+    pieces, problems = read_pieces(write_jsonl(folder, {"filepaths": ["a.npy"], "title": "A"}), "audio", audio_size=8)
+    assert not problems
+    frames = make_dataset(pieces, tiny_tokenizer, modality="audio")[0, 0]["music"][0]
+    zeros = np.zeros((1, 8), dtype=np.float32)
+    assert (frames == np.concatenate([zeros, features[0, [0, 2, 3]], zeros])).all()
+    assert "a.npy: left out 2 of 5 frames" in caplog.text
 
 
 class Lengths:

@@ -8,17 +8,18 @@ import hashlib
 import logging
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from io import BytesIO
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from clamplib import augment
-from clamplib.arrays import load_array
-from clamplib.files import InputError
+from clamplib.arrays import read_array
+from clamplib.files import InputError, show
 from clamplib.patchilizer import M3Patchilizer
 from clamplib.pieces import evaluation_lines
 from clamplib.sequences import audio_frames
+from clamplib.shards import File
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +32,33 @@ def item_rng(seed: int, epoch: int, index: int) -> random.Random:
     return random.Random(f"{seed} {epoch} {index}")
 
 
-def read_text(path: Path) -> str:
+def read_text(file: File) -> str:
     """The text of a file; what is not UTF-8 is replaced, with a warning, so that it cannot end a training."""
-    data = path.read_bytes()
+    data = file.read()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        logger.warning("%s: expected UTF-8, got %s; what is wrong is replaced", path, error)
+        logger.warning("%s: expected UTF-8, got %s; what is wrong is replaced", show(file.path), error)
         text = data.decode("utf-8-sig", errors="replace")
     return text.replace("\r\n", "\n").replace("\r", "\n")  # as extraction reads it
+
+
+def read_frames(file: File, size: int) -> np.ndarray:
+    """MERT features as frames between two of zeros: float32 [n, size].
+
+    Frames with NaN or infinity in them are left out, with a warning, so that they cannot end a training.
+    InputError where the file is no array [..., frames, size].
+    """
+    try:
+        frames = audio_frames(read_array(BytesIO(file.read())), size)
+    except InputError as error:
+        raise InputError(f"{show(file.path)}: {error}") from error
+    finite = np.isfinite(frames).all(axis=1)
+    if finite.all():
+        return frames
+    bad, count = len(finite) - finite.sum(), len(finite) - 2
+    logger.warning("%s: left out %d of %d frames, which hold NaN or infinity", show(file.path), bad, count)
+    return frames[finite]
 
 
 class M3Dataset(Dataset):
@@ -62,7 +81,7 @@ class M3Dataset(Dataset):
 
     def length(self, epoch: int, index: int) -> float:
         """About how many patches the item has."""
-        return _patches(self.pieces[index]["size"], self.patchilizer)
+        return _patches(self.pieces[index]["file"].size, self.patchilizer)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, np.ndarray]:
         """Patches as read and as they were, uint8 [n, S], and which are to be reconstructed, bool [n]."""
@@ -113,18 +132,17 @@ class CLaMP3Dataset(Dataset):
 
     def length(self, epoch: int, index: int) -> float:
         """About how many patches or frames the item's music has."""
-        sizes = self.pieces[index]["sizes"]
-        return sum(self._length(sizes[place]) for place in self._choose_files(index, self._rng(epoch, index)))
+        return sum(self._length(file.size) for file in self._choose_files(index, self._rng(epoch, index)))
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, object]:
         """Token ids [n]; a list of one or two pieces of music, patches [n, S] or frames [n, H]; keys [2]."""
         epoch, index = item
         rng = self._rng(epoch, index)
-        files = [self.pieces[index]["files"][place] for place in self._choose_files(index, rng)]
+        files = self._choose_files(index, rng)
         lines = self._lines(index, rng)
         return {
             "text": self._tokens(lines, rng),
-            "music": [self._music(path, rng) for path in files],
+            "music": [self._music(file, rng) for file in files],
             "index": index,
             "keys": [_number("\n".join(sorted(lines))), _number(self.pieces[index]["id"])],
         }
@@ -132,14 +150,14 @@ class CLaMP3Dataset(Dataset):
     def _rng(self, epoch: int, index: int) -> random.Random:
         return item_rng(self.seed, epoch, index)
 
-    def _choose_files(self, index: int, rng: random.Random) -> list[int]:
-        """Places in the piece's list of files."""
+    def _choose_files(self, index: int, rng: random.Random) -> list[File]:
+        """One of the piece's files, or two for pairs."""
         files = self.pieces[index]["files"]
         if not self.training:
             return [_evaluation_file(files)]
         if not self.pairs:
-            return [rng.randrange(len(files))]
-        return sorted(rng.sample(range(len(files)), 2)) if len(files) > 1 else [0, 0]
+            return [files[rng.randrange(len(files))]]
+        return [files[place] for place in sorted(rng.sample(range(len(files)), 2))] if len(files) > 1 else files * 2
 
     def _lines(self, index: int, rng: random.Random) -> list[str]:
         piece = self.pieces[index]["fields"]
@@ -152,10 +170,10 @@ class CLaMP3Dataset(Dataset):
     def _truncate(self, sequence, longest: int, rng: random.Random):
         return sequence[augment.random_window(len(sequence), longest, rng) if self.training else slice(longest)]
 
-    def _music(self, path: Path, rng: random.Random) -> np.ndarray:
+    def _music(self, file: File, rng: random.Random) -> np.ndarray:
         if self.modality == "audio":
-            return self._truncate(self._frames(path), self.max_audio_length, rng)
-        text = read_text(path)
+            return self._truncate(read_frames(file, self.audio_size), self.max_audio_length, rng)
+        text = read_text(file)
         if self.training and rng.random() < self.instrument_dropout:
             text = augment.remove_instrument_info(text)
         if self.training and rng.random() < self.hide_header_ratio:
@@ -164,21 +182,14 @@ class CLaMP3Dataset(Dataset):
             text, add_special_patches=True, truncate=True, random_truncate=self.training, rng=rng
         )
 
-    def _frames(self, path: Path) -> np.ndarray:
-        features = load_array(path)
-        try:
-            return audio_frames(features, self.audio_size)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-
     def _length(self, size: int) -> float:
         if self.modality == "audio":
             return min(size / BYTES_A_FLOAT / self.audio_size, self.max_audio_length)
         return _patches(size, self.patchilizer)
 
 
-def _evaluation_file(paths: list[Path]) -> int:
-    return next((place for place, path in enumerate(paths) if path.suffix.lower() == ".abc"), 0)
+def _evaluation_file(files: Sequence[File]) -> File:
+    return next((file for file in files if file.path.suffix.lower() == ".abc"), files[0])
 
 
 def _patches(size: int, patchilizer: M3Patchilizer) -> float:

@@ -1,89 +1,130 @@
 """Lists of pieces to train on: the files of some folders for M3, the lines of a JSONL for CLaMP 3.
 
-Bad lines, and files that are missing or empty, are found here, before training starts: they are left out and
-said, each with its line or path.
+Bad lines, files that are missing or empty, and arrays that are no features, are found here, before training
+starts: they are left out and said, each with its line or path. A file may be a member of a shard (see shards).
 """
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clamplib import shards
+from clamplib.arrays import HEAD_BYTES, check_mert_shape, stated_shape
 from clamplib.augment import describing_fields, text_lines, translations
-from clamplib.files import InputError, key, walk
+from clamplib.files import InputError, describe, key, show, walk
 
 SYMBOLIC_SUFFIXES = (".abc", ".mtf")
 SUFFIXES = {"symbolic": SYMBOLIC_SUFFIXES, "audio": (".npy",)}
 
 
 def m3_files(folders: Sequence[str | Path]) -> tuple[list[dict], list[str]]:
-    """Every .abc and .mtf under the folders that is not empty, and what is wrong with the others.
+    """Every .abc and .mtf in the folders or shards that is not empty, and what is wrong with the others.
 
-    Dicts of file, its size, and id: its path below the folder without suffix, so that an .abc and an .mtf of
-    one name are one piece.
+    Dicts of a shards.File and an id: the file's path below the folder without suffix, so that an .abc and an
+    .mtf of one name are one piece. Of a shard that a folder holds nothing is read: name the shard itself.
     """
     pieces, problems = [], []
     for folder in folders:
-        for path in walk(folder, SYMBOLIC_SUFFIXES):
-            if size := path.stat().st_size:
-                pieces.append({"id": key(path, folder), "file": path, "size": size})
+        for name, file in _symbolic_files(Path(folder)):
+            if file.size:
+                pieces.append({"id": name, "file": file})
             else:
-                problems.append(f"{path}: expected music, got an empty file")
+                problems.append(f"{file.path}: expected music, got an empty file")
     if not pieces:
         raise InputError(f"{', '.join(map(str, folders))}: every .abc and .mtf file is empty")
     return pieces, problems
 
 
-def read_pieces(jsonl: str | Path, modality: str) -> tuple[list[dict], list[str]]:
+def _symbolic_files(folder: Path) -> list[tuple[str, shards.File]]:
+    """Ids and files of a folder, or of a shard in the same order."""
+    if folder.suffix != shards.SUFFIX or folder.is_dir():
+        found = walk(folder, SYMBOLIC_SUFFIXES)
+        return [(key(path, folder), shards.File(path, path.stat().st_size)) for path in found]
+    members = {Path(name): file for name, file in shards.members(folder).items()}
+    names = sorted(name for name in members if name.suffix.lower() in SYMBOLIC_SUFFIXES)
+    if not names:
+        raise InputError(f"{show(folder)}: expected files ending in {' '.join(SYMBOLIC_SUFFIXES)}, found none")
+    return [(key(name, ""), members[name]) for name in names]
+
+
+def read_pieces(jsonl: str | Path, modality: str, audio_size: int = 768) -> tuple[list[dict], list[str]]:
     """Pieces of a JSONL that have a text and a file of the modality, and what is wrong with the other lines.
 
-    Dicts of id, files, their sizes, and fields. A file that is missing or empty is left out of its piece.
-    InputError where no piece is left.
+    Dicts of id, files (shards.File) and fields. A file that is missing or empty, or whose header is not that of
+    features [..., frames, audio_size], is left out of its piece. InputError where no piece is left.
     """
-    jsonl = Path(jsonl)
+    jsonl, finder = Path(jsonl), shards.Finder()
     pieces, problems = [], []
+
+    def find(name: str) -> shards.File:
+        file = find_file(jsonl.parent / name, finder)
+        if modality == "audio":
+            _check_features(file, audio_size)
+        return file
+
     with open(jsonl, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                piece, missing = _read_piece(line, jsonl, number, modality)
+                piece, found = _read_piece(line, number, modality, find)
                 pieces.append(piece)
             except InputError as error:
-                missing = [str(error)]
-            problems += [f"{jsonl}, line {number}: {problem}" for problem in missing]
+                found = [str(error)]
+            problems += [f"{jsonl}, line {number}: {problem}" for problem in found]
     if not pieces:
         found = f"; the first problem: {problems[0]}" if problems else ""
         raise InputError(f"{jsonl}: expected pieces with a text and {_names(modality)} files, got none{found}")
     return pieces, problems
 
 
-def _read_piece(line: bytes, jsonl: Path, number: int, modality: str) -> tuple[dict, list[str]]:
+def _read_piece(line: bytes, number: int, modality: str, find: Callable) -> tuple[dict, list[str]]:
     """The piece of a line, and what is wrong with its files."""
+    fields, names = parse_line(line)
+    if not evaluation_lines(fields):
+        raise InputError("expected a text field such as title or analysis, got none")
+    files, problems = [], []
+    for name in names:
+        if Path(name).suffix.lower() in SUFFIXES[modality]:
+            try:
+                files.append(find(name))
+            except InputError as error:
+                problems.append(str(error))
+    if not files:
+        raise InputError("; ".join(problems) or f"expected {_names(modality)} files in filepaths, got {names}")
+    name = fields.get("id")
+    return {"id": f"line {number}" if name is None else str(name), "files": files, "fields": fields}, problems
+
+
+def parse_line(line: bytes) -> tuple[dict, list[str]]:
+    """The fields of a line, and its filepaths. InputError where it is no piece."""
     try:
         fields = json.loads(line)
     except ValueError as error:
         raise InputError(f"expected a JSON object, got {error}") from error
     if not isinstance(fields, dict):
         raise InputError(f"expected a JSON object, got {type(fields).__name__}")
-    if not evaluation_lines(fields):
-        raise InputError("expected a text field such as title or analysis, got none")
     names = fields.get("filepaths")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"expected filepaths to be a list of paths, got {names!r}")
-    paths = [jsonl.parent / name for name in names if Path(name).suffix.lower() in SUFFIXES[modality]]
-    sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
-    problems = [f"expected music in {path}, got {_nothing(path)}" for path in paths if not sizes[path]]
-    files = [path for path in paths if sizes[path]]
-    if not files:
-        raise InputError("; ".join(problems) or f"expected {_names(modality)} files in filepaths, got {names}")
-    name = fields.get("id")
-    piece = {"id": f"line {number}" if name is None else str(name), "files": files, "fields": fields}
-    return {**piece, "sizes": [sizes[path] for path in files]}, problems
+    return fields, names
 
 
-def _nothing(path: Path) -> str:
-    return "an empty file" if path.is_file() else "no file"
+def find_file(path: Path, finder: shards.Finder) -> shards.File:
+    """The file at a path. InputError where there is none, or nothing in it."""
+    file = finder.find(path)
+    if file is None or not file.size:
+        raise InputError(f"expected music in {show(path)}, got {'no file' if file is None else 'an empty file'}")
+    return file
+
+
+def _check_features(file: shards.File, audio_size: int) -> None:
+    """InputError unless the header is that of an array that a training on audio can read."""
+    try:
+        check_mert_shape(stated_shape(file.read(HEAD_BYTES), file.size), audio_size)
+    except (OSError, InputError) as error:
+        raise InputError(f"{show(file.path)}: {describe(error)}") from error
 
 
 def _names(modality: str) -> str:

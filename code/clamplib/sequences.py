@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from clamplib.arrays import load_array
+from clamplib.arrays import check_mert_shape, load_array
 from clamplib.files import InputError, show
 from clamplib.geometry import Geometry
 from clamplib.patchilizer import M3Patchilizer
 
 MODALITIES = {".txt": "text", ".abc": "symbolic", ".mtf": "symbolic", ".npy": "audio"}
-MERT_STATES = 13  # hidden states of MERT-v1-95M
 
 
 def text_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
@@ -40,13 +39,7 @@ def symbolic_patches(text: str, patchilizer: M3Patchilizer) -> np.ndarray:
 
 def audio_frames(features: np.ndarray, size: int) -> np.ndarray:
     """MERT features float32 [..., size] as frames between two of zeros: float32 [n, size]."""
-    if not features.size or features.shape[-1:] != (size,):
-        raise InputError(f"expected MERT features [1, frames, {size}], got shape {list(features.shape)}")
-    if features.ndim == 3 and len(features) == MERT_STATES:
-        raise InputError(
-            f"expected the mean of MERT's {MERT_STATES} hidden states, got each of them: "
-            "extract them with --mean_features"
-        )
+    check_mert_shape(features.shape, size)
     return np.pad(features.reshape(-1, size), ((1, 1), (0, 0)))
 
 
