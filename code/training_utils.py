@@ -38,13 +38,24 @@ def run_training(modality: str | None, description: str, example: str, argv: lis
     parser = argparse.ArgumentParser(
         description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, help="a file of assignments that replace those of config.py")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files of assignments that replace those of config.py; a later file replaces those of an earlier one",
+    )
     parser.add_argument("--epochs", type=int, help=f"in place of {model_name}_NUM_EPOCH")
+    if modality:
+        parser.add_argument("--freeze_text", action="store_true", help="as FREEZE_TEXT: keep the text encoder as it is")
     args = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are the parallelism
     device = distributed.start()
     try:
-        settings = load_settings(args.config)
+        settings = load_settings(*args.config)
+        if modality and args.freeze_text:
+            settings.FREEZE_TEXT = True
         if args.epochs is not None:
             setattr(settings, f"{model_name}_NUM_EPOCH", args.epochs)
         with _messages_on_terminal():

@@ -24,19 +24,23 @@ PATHS += ("M3_TRAIN_FOLDERS", "M3_EVAL_FOLDERS", "CLAMP3_TRAIN_JSONL", "CLAMP3_E
 # ------------------------------------------------------------------------------------ settings
 
 
-def load_settings(file: str | Path | None = None) -> SimpleNamespace:
-    """The settings of config.py, with those of another file of assignments in their place.
+def load_settings(*files: str | Path | None) -> SimpleNamespace:
+    """The settings of config.py, with those of other files of assignments in their place, the last file's first.
 
     What config.py makes from a setting, such as the names of the weights, follows the new value. A relative
     path is relative to the file that it is written in. ValueError for a name that config.py does not have.
     """
-    own = _assignments(file, {}) if file else {}
+    own, source = {}, {}
+    for file in filter(None, files):
+        values = _assignments(file, {})
+        own |= values
+        source |= dict.fromkeys(values, file)
     settings = _assignments(CONFIG, own)
-    unknown = sorted(set(own) - set(settings))
-    if unknown:
-        raise ValueError(f"{file}: config.py has no setting called {', '.join(unknown)}")
+    for name in own:
+        if name not in settings:
+            raise ValueError(f"{source[name]}: config.py has no setting called {name}")
     for name in (*PATHS, "TEXT_MODEL_NAME"):
-        folder = Path(file if name in own else CONFIG).resolve().parent
+        folder = Path(source.get(name, CONFIG)).resolve().parent
         settings[name] = _from_folder(folder, name, settings[name])
     return SimpleNamespace(**settings)
 

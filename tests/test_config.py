@@ -96,6 +96,16 @@ def test_a_file_of_other_values(utils, tmp_path, monkeypatch):
     assert settings.M3_WEIGHTS_PATH == str(CODE / Geometry(m3_hidden_size=128).m3_weights_name())
 
 
+def test_a_later_file_replaces_an_earlier_one(utils, tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.py").write_text("M3_HIDDEN_SIZE = 128\nCLAMP3_TRAIN_JSONL = 'a.jsonl'\nSEED = 1\n")
+    (tmp_path / "b/b.py").write_text("CLAMP3_TRAIN_JSONL = 'b.jsonl'\nSEED = 2\n")
+    settings = utils.load_settings(tmp_path / "a.py", tmp_path / "b/b.py")
+    assert (settings.M3_HIDDEN_SIZE, settings.SEED) == (128, 2)
+    assert settings.CLAMP3_TRAIN_JSONL == str(tmp_path / "b/b.jsonl")
+    assert utils.load_settings(tmp_path / "b/b.py", tmp_path / "a.py").CLAMP3_TRAIN_JSONL == str(tmp_path / "a.jsonl")
+
+
 def test_unknown_names_are_refused(utils, tmp_path):
     (tmp_path / "my.py").write_text("M3_EPOCHS = 3\nPATCH_SIZE = 64\n")
     with pytest.raises(ValueError, match=r"my.py: config.py has no setting called M3_EPOCHS$"):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,24 @@ def test_resumed_equals_uninterrupted(script, run, make_config, capsys):
     assert logs[0] == logs[1] and len(logs[0]) == 2
     assert run(script, whole) == 0
     assert "Training has finished: 2 of 2 epochs are done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", [M3, SYMBOLIC, AUDIO])
+def test_shards_and_workers_train_as_files_do(script, run, make_config):
+    files = make_config()
+    packed = make_config(CLAMP3_TRAIN_JSONL="packed/pieces.jsonl", M3_TRAIN_FOLDERS=["music.tar"], NUM_WORKERS=2)
+    folder = packed.parent
+    pack = __import__("pack_shards").main  # `run` makes the scripts importable
+    assert pack([f"{folder}/pieces.jsonl", f"{folder}/packed", "--shard_size", "9KB"]) == 0
+    assert len(list((folder / "packed").glob("*.tar"))) > 3
+    with tarfile.open(folder / "music.tar", "w") as tar:
+        tar.add(folder / "music", "music")
+    shutil.rmtree(folder / "music")
+    assert run(script, files) == 0 and run(script, packed) == 0
+    name = name_of(script)
+    assert_same(weights(files, f"{name}_latest"), weights(packed, f"{name}_latest"))
+    logs = [strip_time(config.parent / f"out/{name}.txt") for config in (files, packed)]
+    assert logs[0] == logs[1]
 
 
 def strip_time(log):
@@ -278,6 +297,27 @@ def test_frozen_parts_stay(script, frozen, freeze_text, run, make_config, monkey
     assert freeze_text or any(name.startswith("text_model") for name in moved)
 
 
+def test_the_four_stages_of_saas(run, make_config, capsys):
+    """Symbolic; audio with the text frozen; audio; symbolic with the text frozen: each from the weights before."""
+    config = make_config(CLAMP3_NUM_EPOCH=1)
+    stages = [
+        (SYMBOLIC, [], {"text", "symbolic"}),
+        (AUDIO, ["--freeze_text"], {"audio"}),
+        (AUDIO, [], {"text", "audio"}),
+        (SYMBOLIC, ["--freeze_text"], {"symbolic"}),
+    ]
+    before = None
+    for script, options, trained in stages:
+        assert run(script, config, *options) == 0
+        state = weights(config, "clamp3_latest")["model"]
+        if before is not None:
+            assert "a new stage begins" in capsys.readouterr().out
+            moved = {name.partition("_")[0] for name in state if not torch.equal(state[name], before[name])}
+            assert moved == trained
+        before = state
+    assert len(read_log(config.parent / "out/clamp3.txt")) == 4
+
+
 def test_less_data_than_a_batch(run, make_config):
     config = make_config(CLAMP3_BATCH_SIZE=256, M3_BATCH_SIZE=256, CLAMP3_EVAL_JSONL="pieces.jsonl")
     lines = (config.parent / "pieces.jsonl").read_text().splitlines()
@@ -301,6 +341,20 @@ def test_bad_lines_are_counted_and_named(run, make_config, capsys):
     assert run(SYMBOLIC, config) == 0
     out = capsys.readouterr().out
     assert "2 problems, left out of the data" in out and "line 25" in out and "gone.abc" in out
+
+
+def test_bad_audio_features_end_no_training(run, make_config, capsys):
+    config = make_config()
+    music = config.parent / "music"
+    np.save(music / "p3.npy", np.ones((1, 5, 64), np.float32))
+    features = np.load(music / "p4.npy")
+    features[0, 1] = np.nan
+    np.save(music / "p4.npy", features)
+    assert run(AUDIO, config) == 0
+    said = capsys.readouterr()
+    assert "1 problems, left out of the data" in said.out and "p3.npy: expected MERT features" in said.out
+    assert "p4.npy: left out 1 of 6 frames" in said.out
+    assert np.isfinite(read_log(config.parent / "out/clamp3.txt")[1]["eval_loss"])
 
 
 def test_weights_of_another_geometry_are_refused(run, make_config, capsys):
