@@ -1,0 +1,42 @@
+"""Packs the music that a JSONL of pieces names into a few large files, shards, and writes a JSONL that trains alike.
+
+Shards are uncompressed tars. Set CLAMP3_TRAIN_JSONL in config.py to the new JSONL, which lies beside them.
+"""
+
+import argparse
+import re
+import sys
+
+from clamplib.packing import pack
+
+EXAMPLE = "example: python pack_shards.py pieces.jsonl packed/ --shard_size 1GB"
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("jsonl", help="pieces, one a line, with paths relative to its folder")
+    parser.add_argument("output_dir", help="a new folder, or one to go on with")
+    parser.add_argument("--shard_size", type=size, default="1GB", help="in bytes, KB, MB or GB (default: 1GB)")
+    args = parser.parse_args(argv)
+    try:
+        report = pack(args.jsonl, args.output_dir, args.shard_size)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report.summary())
+    return report.exit_status
+
+
+def size(text: str) -> int:
+    """Bytes, from a text such as 500MB."""
+    match = re.fullmatch(r"([1-9]\d*) ?([KMG]B)?", text.upper())
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected a size such as 1GB or 500MB, came {text}")
+    return int(match[1]) * UNITS[match[2] or ""]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
