@@ -140,7 +140,13 @@ def clamp3_training(modality: str, settings: SimpleNamespace, recipe: Recipe) ->
     """Model, objective and batches of CLaMP 3 on "symbolic" or "audio"."""
     if not settings.CLAMP3_TRAIN_JSONL:
         raise ValueError("CLAMP3_TRAIN_JSONL is not set: name a JSONL of pieces and their texts in config.py")
-    read = partial(read_pieces, modality=modality, audio_size=settings.AUDIO_HIDDEN_SIZE)
+    pairs = settings.PAIR_WEIGHT > 0
+    read = partial(
+        read_pieces,
+        modality=modality,
+        audio_size=settings.AUDIO_HIDDEN_SIZE,
+        with_scores=pairs and modality == "audio",
+    )
     train_pieces, eval_pieces = _train_and_eval_items(
         read, settings.CLAMP3_TRAIN_JSONL, settings.CLAMP3_EVAL_JSONL, settings
     )
@@ -158,13 +164,12 @@ def clamp3_training(modality: str, settings: SimpleNamespace, recipe: Recipe) ->
             text_dropout=settings.TEXT_DROPOUT,
             instrument_dropout=settings.INSTRUMENT_DROPOUT,
             hide_header_ratio=settings.HIDE_HEADER_RATIO,
-            pairs=settings.PAIR_WEIGHT > 0,
+            pairs=pairs,
             seed=settings.SEED,
         )
         for pieces, training in ((train_pieces, True), (eval_pieces, False))
     ]
     objective = clamp3_objective(
-        modality,
         batch_size=settings.CLAMP3_BATCH_SIZE * distributed.world_size(),
         mask_same_text=settings.MASK_SAME_TEXT,
         pair_weight=settings.PAIR_WEIGHT,

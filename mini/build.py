@@ -21,7 +21,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from text_model import make_text_model
 from texts import LANGUAGES, Facts, caption, describe
 
 HELD_OUT, EVALUATION = range(0, 10), range(10, 13)  # of 100 buckets
+CLIPS = 300  # of held-out pieces, rendered
 TRANSPOSED = 2  # copies of a tune in other keys
 SIGNATURES = "G D A C F Bb Eb E".split()  # of the keys that tunes stand in, commonest first
 
@@ -58,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             f"error: {args.output} was made of other sources ({sources.read_text('utf-8')}): remove it or name the same"
         )
         return 1
-    records = [json.loads(line) for line in index.read_text("utf-8").splitlines()]
-    write_split(records, args.output)
+    write_split(read_jsonl(index), args.output)
     return 0
 
 
@@ -158,7 +158,7 @@ def training_lines(record: dict) -> Iterable[dict]:
         ]
         yield {
             "id": f"{record['id']}@{tonic}" if tonic else record["id"],
-            "filepaths": files,
+            "filepaths": [*files, audio_name(files)],
             "language": "en",
             **english,
             "translations": translations,
@@ -170,7 +170,7 @@ def evaluation_line(record: dict) -> dict:
     files = [name for name in record["files"][""] if not name.startswith("raw")]
     return {
         "id": record["id"],
-        "filepaths": files,
+        "filepaths": [*files, audio_name(files)],
         "language": "en",
         "analysis": caption(_facts(record, ""), "en"),
     }
@@ -189,6 +189,22 @@ def _texts(line: dict) -> list[str]:
     """Every text of a training line, in all its languages."""
     own = {"analysis": line["analysis"], "description": line["description"]}
     return [text for fields in (own, *line["translations"]) for text in text_lines(fields)]
+
+
+def audio_name(files: Sequence[str]) -> str:
+    """The name of the audio features of a piece with these files (see build_audio)."""
+    mtf = next(name for name in files if name.startswith("mtf/"))
+    return f"audio/{mtf.removeprefix('mtf/').removesuffix('.mtf')}.npy"
+
+
+def held_out_clips(data: Path) -> list[dict]:
+    """The records of the clips to judge by: 300 held-out pieces, drawn once and for all."""
+    records = read_jsonl(data / "heldout.jsonl")
+    return sorted(records, key=lambda record: random.Random(record["id"]).random())[:CLIPS]
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def _write_jsonl(path: Path, lines: Iterable[dict]) -> None:

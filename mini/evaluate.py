@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from build import audio_name, held_out_clips
+from clamplib.arrays import load_array
 from clamplib.augment import hide_header, remove_instrument_info
 from clamplib.checkpoints import load_clamp3
-from clamplib.encoding import encode_scores, encode_texts
+from clamplib.encoding import encode_audio, encode_scores, encode_texts
 from clamplib.metrics import retrieval_metrics
 from clamplib.retrieval import normalise, vector_ranks
 from corpus import ESSEN, KINDS
@@ -72,6 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     rows += essen_rows(model, everything.where(is_tune)) if len(own) < len(everything) else []
     rows += free_sentence_rows(model, own)
     rows += score_rows(model, scores) if len(scores) else []
+    rendered = clip_ids(args.data)
+    heard = everything.where(lambda record: record["id"] in rendered)
+    rows += audio_rows(model, heard) if len(heard) else []
     print_table(rows)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -137,6 +142,28 @@ def score_rows(model, scores: Pieces) -> list[dict]:
         row("OpenScore: ABC to MTF, MRR", mrr(abc, mtf)),
         *zero_shot(model, scores, abc, "song_language", SONG_LANGUAGES, "OpenScore: language of the song"),
         *zero_shot(model, scores, abc, "kind", ENSEMBLES, "OpenScore: song against quartet", "ensemble"),
+    ]
+
+
+def clip_ids(data: Path) -> set[str]:
+    """The held-out clips that have been rendered."""
+    records = held_out_clips(data)
+    return {record["id"] for record in records if (data / audio_name(record["files"][""])).exists()}
+
+
+def audio_rows(model, clips: Pieces) -> list[dict]:
+    """Rendered clips of a sound font and of instruments that training has not heard."""
+    features = [load_array(clips.folder / audio_name(record["files"][""])) for record in clips.records]
+    audio, abc = encode_audio(model, features), encode_scores(model, clips.texts("abc"))
+    captions = clips.captions()
+    text = encode_texts(model, captions)
+    note = f"{len(clips)} clips; chance {chance_mrr(len(clips)):.3f}"
+    note += f", ceiling of equal texts {equal_text_ceiling(captions):.3f}"
+    return [
+        row("text to audio, MRR", mrr(text, audio), note),
+        row("audio to ABC, MRR", mrr(audio, abc)),
+        row("ABC to audio, MRR", mrr(abc, audio)),
+        *zero_shot(model, clips, audio, "kind", KINDS, "seven kinds of tune from audio, zero-shot accuracy"),
     ]
 
 

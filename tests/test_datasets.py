@@ -6,7 +6,7 @@ import torch
 
 from clamplib.datasets import CLaMP3Dataset, M3Dataset, read_frames
 from clamplib.files import InputError
-from clamplib.loading import CollateCLaMP3, LengthSortedBatches, collate_m3, make_loader, pad
+from clamplib.loading import CollateCLaMP3, LengthSortedBatches, Stopwatch, collate_m3, make_loader, pad
 from clamplib.patchilizer import M3Patchilizer
 from clamplib.pieces import evaluation_lines, m3_files, read_pieces, split_items
 from clamplib.shards import File
@@ -192,6 +192,19 @@ def test_pairs(pieces, tiny_tokenizer):
     assert batch["keys"].shape == (2, 2) and batch["indices"].tolist() == [0, 1]
 
 
+def test_a_recording_is_paired_with_a_score(folder, tiny_tokenizer):
+    both = {"id": "a", "filepaths": ["a.abc", "a.npy", "b.MTF"], "title": "A"}
+    jsonl = write_jsonl(folder, both, {"id": "b", "filepaths": ["a.npy"], "title": "B"})
+    pieces, problems = read_pieces(jsonl, "audio", audio_size=8, with_scores=True)
+    assert len(pieces) == 1 and "expected .abc or .mtf files" in problems[0]
+    dataset = make_dataset(pieces, tiny_tokenizer, modality="audio", pairs=True)
+    audio, score = dataset[0, 0]["music"]
+    assert audio.dtype == np.float32 and audio.shape[1] == 8 and score.dtype == np.uint8
+    starts = {bytes(dataset[epoch, 0]["music"][1][1][:14]) for epoch in range(20)}
+    assert len(starts) == 2  # now the ABC, now the MTF
+    assert dataset.length(0, 0) > len(audio)
+
+
 def test_audio_items(folder, tiny_tokenizer):
     jsonl = write_jsonl(folder, {"id": "a", "filepaths": ["a.abc", "a.npy"], "title": "A"})
     pieces, _ = read_pieces(jsonl, "audio", audio_size=8)
@@ -325,3 +338,21 @@ def test_items_do_not_depend_on_workers(pieces, tiny_tokenizer):
         return [(batch["text_inputs"].tolist(), batch["music"][0][0].tolist()) for batch in loader]
 
     assert epoch(0) == epoch(2)
+
+
+def test_time_spent_waiting(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("clamplib.loading.time.monotonic", lambda: now)
+
+    def batches():
+        nonlocal now
+        for number in range(3):
+            now += 1
+            yield number
+
+    stopwatch, steps = Stopwatch(), []
+    for number in stopwatch.waits(batches()):
+        now += 4
+        steps.append(number)
+    now += 5
+    assert steps == [0, 1, 2] and stopwatch.share() == 3 / 20

@@ -150,6 +150,7 @@ def test_shards_and_workers_train_as_files_do(script, run, make_config):
     assert_same(weights(files, f"{name}_latest"), weights(packed, f"{name}_latest"))
     logs = [strip_time(config.parent / f"out/{name}.txt") for config in (files, packed)]
     assert logs[0] == logs[1]
+    assert all(0 < line["waiting"] < 1 for line in read_log(files.parent / f"out/{name}.txt"))
 
 
 def strip_time(log):
@@ -206,9 +207,9 @@ def test_two_processes_equal_one(script, launcher, batch, run, make_config):
     assert states[1]["min_eval_loss"] == pytest.approx(states[0]["min_eval_loss"], rel=1e-4)
     logs = [read_log(config.parent / f"out/{name_of(script)}.txt") for config in (alone, together)]
     for line, other in zip(*logs, strict=True):
-        assert {k: v for k, v in other.items() if k != "seconds"} == pytest.approx(
-            {k: v for k, v in line.items() if k != "seconds"}, rel=1e-4
-        )
+        for times in ("seconds", "waiting"):
+            del line[times], other[times]
+        assert other == pytest.approx(line, rel=1e-4)
     for name, value in states[0]["model"].items():
         if not name.endswith("key.bias"):  # its gradient is nothing but rounding, which Adam makes steps of
             torch.testing.assert_close(value, states[1]["model"][name], atol=2e-4, rtol=1e-3, msg=name)
@@ -316,6 +317,17 @@ def test_the_four_stages_of_saas(run, make_config, capsys):
             assert moved == trained
         before = state
     assert len(read_log(config.parent / "out/clamp3.txt")) == 4
+
+
+def test_audio_beside_scores(run, make_config):
+    """With PAIR_WEIGHT the recordings are drawn to the frozen scores too."""
+    states = []
+    for pair_weight in (0.0, 0.5):
+        config = make_config(CLAMP3_NUM_EPOCH=1, FREEZE_TEXT=True, PAIR_WEIGHT=pair_weight)
+        assert run(AUDIO, config) == 0
+        states.append(weights(config, "clamp3_latest")["model"])
+    differ = {name.partition("_")[0] for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert differ == {"audio"}
 
 
 def test_less_data_than_a_batch(run, make_config):

@@ -132,7 +132,7 @@ class CLaMP3Dataset(Dataset):
 
     def length(self, epoch: int, index: int) -> float:
         """About how many patches or frames the item's music has."""
-        return sum(self._length(file.size) for file in self._choose_files(index, self._rng(epoch, index)))
+        return sum(self._length(file) for file in self._choose_files(index, self._rng(epoch, index)))
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, object]:
         """Token ids [n]; a list of one or two pieces of music, patches [n, S] or frames [n, H]; keys [2]."""
@@ -151,12 +151,14 @@ class CLaMP3Dataset(Dataset):
         return item_rng(self.seed, epoch, index)
 
     def _choose_files(self, index: int, rng: random.Random) -> list[File]:
-        """One of the piece's files, or two for pairs."""
+        """One of the piece's files, or two for pairs: a recording and a score where the modality is audio."""
         files = self.pieces[index]["files"]
         if not self.training:
             return [_evaluation_file(files)]
         if not self.pairs:
             return [files[rng.randrange(len(files))]]
+        if self.modality == "audio":
+            return [rng.choice(files), rng.choice(self.pieces[index]["scores"])]
         return [files[place] for place in sorted(rng.sample(range(len(files)), 2))] if len(files) > 1 else files * 2
 
     def _lines(self, index: int, rng: random.Random) -> list[str]:
@@ -171,7 +173,7 @@ class CLaMP3Dataset(Dataset):
         return sequence[augment.random_window(len(sequence), longest, rng) if self.training else slice(longest)]
 
     def _music(self, file: File, rng: random.Random) -> np.ndarray:
-        if self.modality == "audio":
+        if _is_audio(file):
             return self._truncate(read_frames(file, self.audio_size), self.max_audio_length, rng)
         text = read_text(file)
         if self.training and rng.random() < self.instrument_dropout:
@@ -182,10 +184,14 @@ class CLaMP3Dataset(Dataset):
             text, add_special_patches=True, truncate=True, random_truncate=self.training, rng=rng
         )
 
-    def _length(self, size: int) -> float:
-        if self.modality == "audio":
-            return min(size / BYTES_A_FLOAT / self.audio_size, self.max_audio_length)
-        return _patches(size, self.patchilizer)
+    def _length(self, file: File) -> float:
+        if _is_audio(file):
+            return min(file.size / BYTES_A_FLOAT / self.audio_size, self.max_audio_length)
+        return _patches(file.size, self.patchilizer)
+
+
+def _is_audio(file: File) -> bool:
+    return file.path.suffix.lower() == ".npy"
 
 
 def _evaluation_file(files: Sequence[File]) -> File:

@@ -16,7 +16,7 @@ import torch
 from clamplib.checkpoints import Loaded
 from clamplib.loading import pad
 from clamplib.patchilizer import M3Patchilizer
-from clamplib.sequences import symbolic_patches, text_tokens
+from clamplib.sequences import audio_frames, symbolic_patches, text_tokens
 
 # Segments of full length in a batch. On a CPU larger batches are slower: their states leave its caches.
 GPU_BATCH_SIZE, CPU_BATCH_SIZE = 32, 2
@@ -122,3 +122,9 @@ def encode_scores(loaded: Loaded, scores: Sequence[str], batch_size: int | None 
     patchilizer = M3Patchilizer(loaded.geometry.patch_size, loaded.geometry.patch_length)
     sequences = [symbolic_patches(score, patchilizer) for score in scores]
     return np.concatenate(encode(clamp3_encoders(loaded, True)["symbolic"], sequences, batch_size))
+
+
+def encode_audio(loaded: Loaded, recordings: Sequence[np.ndarray], batch_size: int | None = None) -> np.ndarray:
+    """Global vectors of recordings from their features [..., T, H]: float32 [N, D], not normalised."""
+    sequences = [audio_frames(features, loaded.geometry.audio_hidden_size) for features in recordings]
+    return np.concatenate(encode(clamp3_encoders(loaded, True)["audio"], sequences, batch_size))

@@ -59,10 +59,8 @@ def _evaluate_m3(model: M3Model, batches: Iterable[dict]) -> dict[str, float]:
     return {"loss": distributed.total(losses) / distributed.total(counts)}
 
 
-def clamp3_objective(
-    modality: str, *, batch_size: int, mask_same_text: bool = False, pair_weight: float = 0.0
-) -> Objective:
-    """Contrast between texts and music of the modality, "symbolic" or "audio".
+def clamp3_objective(*, batch_size: int, mask_same_text: bool = False, pair_weight: float = 0.0) -> Objective:
+    """Contrast between texts and music: scores (patches of codes) or audio (frames of floats).
 
     Where items bring two files of a piece, the text is contrasted with each (the mean of the two losses),
     and the files with each other, times `pair_weight`. With `mask_same_text`, items with equal texts or ids
@@ -70,9 +68,12 @@ def clamp3_objective(
     """
 
     def encode(model: CLaMP3Model, batch: dict) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        music_features = getattr(model, f"get_{modality}_features")
         text = _in_chunks(model.get_text_features, batch["text_inputs"], batch["text_masks"])
-        return text, [_in_chunks(music_features, *music) for music in batch["music"]]
+        encoders = [
+            model.get_audio_features if inputs.is_floating_point() else model.get_symbolic_features
+            for inputs, _ in batch["music"]
+        ]
+        return text, [_in_chunks(encoder, *music) for encoder, music in zip(encoders, batch["music"], strict=True)]
 
     def loss(model: CLaMP3Model, batch: dict) -> torch.Tensor:
         text, music = encode(model, batch)

@@ -48,18 +48,22 @@ def _symbolic_files(folder: Path) -> list[tuple[str, shards.File]]:
     return [(key(name, ""), members[name]) for name in names]
 
 
-def read_pieces(jsonl: str | Path, modality: str, audio_size: int = 768) -> tuple[list[dict], list[str]]:
+def read_pieces(
+    jsonl: str | Path, modality: str, audio_size: int = 768, with_scores: bool = False
+) -> tuple[list[dict], list[str]]:
     """Pieces of a JSONL that have a text and a file of the modality, and what is wrong with the other lines.
 
-    Dicts of id, files (shards.File) and fields. A file that is missing or empty, or whose header is not that of
-    features [..., frames, audio_size], is left out of its piece. InputError where no piece is left.
+    Dicts of id, files (shards.File), scores and fields. A file that is missing or empty, or whose header is not that
+    of features [..., frames, audio_size], is left out of its piece. With `with_scores`, pieces have scores beside
+    their audio, and those without are left out; else the list is empty. InputError where no piece is left.
     """
+    suffixes = {"files": SUFFIXES[modality]} | ({"scores": SYMBOLIC_SUFFIXES} if with_scores else {})
     jsonl, finder = Path(jsonl), shards.Finder()
     pieces, problems = [], []
 
     def find(name: str) -> shards.File:
         file = find_file(jsonl.parent / name, finder)
-        if modality == "audio":
+        if file.path.suffix.lower() in SUFFIXES["audio"]:
             _check_features(file, audio_size)
         return file
 
@@ -68,7 +72,7 @@ def read_pieces(jsonl: str | Path, modality: str, audio_size: int = 768) -> tupl
             if not line.strip():
                 continue
             try:
-                piece, found = _read_piece(line, number, modality, find)
+                piece, found = _read_piece(line, number, suffixes, find)
                 pieces.append(piece)
             except InputError as error:
                 found = [str(error)]
@@ -79,22 +83,23 @@ def read_pieces(jsonl: str | Path, modality: str, audio_size: int = 768) -> tupl
     return pieces, problems
 
 
-def _read_piece(line: bytes, number: int, modality: str, find: Callable) -> tuple[dict, list[str]]:
-    """The piece of a line, and what is wrong with its files."""
+def _read_piece(line: bytes, number: int, suffixes: dict, find: Callable) -> tuple[dict, list[str]]:
+    """The piece of a line with its lists of files by suffix, and what is wrong with its files."""
     fields, names = parse_line(line)
     if not evaluation_lines(fields):
         raise InputError("expected a text field such as title or analysis, got none")
-    files, problems = [], []
-    for name in names:
-        if Path(name).suffix.lower() in SUFFIXES[modality]:
-            try:
-                files.append(find(name))
-            except InputError as error:
-                problems.append(str(error))
-    if not files:
-        raise InputError("; ".join(problems) or f"expected {_names(modality)} files in filepaths, got {names}")
+    lists, problems = {"files": [], "scores": []}, []
+    for kind, wanted in suffixes.items():
+        for name in names:
+            if Path(name).suffix.lower() in wanted:
+                try:
+                    lists[kind].append(find(name))
+                except InputError as error:
+                    problems.append(str(error))
+        if not lists[kind]:
+            raise InputError("; ".join(problems) or f"expected {' or '.join(wanted)} files in filepaths, got {names}")
     name = fields.get("id")
-    return {"id": f"line {number}" if name is None else str(name), "files": files, "fields": fields}, problems
+    return {"id": f"line {number}" if name is None else str(name), **lists, "fields": fields}, problems
 
 
 def parse_line(line: bytes) -> tuple[dict, list[str]]:

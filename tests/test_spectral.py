@@ -1,0 +1,55 @@
+"""The light front end: what its numbers say of sounds that are known."""
+
+import numpy as np
+import pytest
+
+from clamplib.spectral import CHROMA_PARTS, HOP, LAGS, OCTAVES, PITCH_CLASSES, RATE, SECONDS, SIZE, spectral_features
+
+BINS = OCTAVES * PITCH_CLASSES
+TIME = np.arange(round(RATE * SECONDS)) / RATE
+
+
+def tone(midi_pitch, seconds=SECONDS):
+    return np.sin(2 * np.pi * 440 * 2 ** ((midi_pitch - 69) / 12) * TIME[: round(RATE * seconds)]).astype(np.float32)
+
+
+def parts(features):
+    """Levels [84], chroma [10, 12], pulse [52]."""
+    chroma = features[BINS : BINS + CHROMA_PARTS * PITCH_CLASSES]
+    return features[:BINS], chroma.reshape(CHROMA_PARTS, PITCH_CLASSES), features[-len(LAGS) :]
+
+
+@pytest.mark.parametrize("pitch", [45, 60, 69, 88])
+def test_a_tone_is_where_it_sounds(pitch):
+    levels, chroma, _ = parts(spectral_features(tone(pitch)))
+    assert levels.argmax() == pitch - 24  # C1 is MIDI pitch 24
+    assert (chroma.argmax(1) == pitch % 12).all() and chroma.max() == pytest.approx(1)
+
+
+def test_chroma_follows_a_melody():
+    scale = [60, 62, 64, 65, 67, 69, 71, 72, 71, 69]
+    melody = np.concatenate([tone(pitch, 0.5) for pitch in scale])
+    assert list(parts(spectral_features(melody))[1].argmax(1)) == [pitch % 12 for pitch in scale]
+
+
+@pytest.mark.parametrize("beat", [0.4, 0.6, 1.0])
+def test_pulse_peaks_at_the_beat(beat):
+    clicks = np.zeros(len(TIME), dtype=np.float32)
+    for start in np.arange(0, SECONDS - 0.1, beat):
+        begin = round(start * RATE)
+        clicks[begin : begin + 2000] += tone(72)[:2000] * np.linspace(1, 0, 2000)
+    pulse = parts(spectral_features(clicks))[2]
+    lag = LAGS[pulse[4:].argmax() + 4] * HOP / RATE  # behind the lags of one onset with itself
+    assert min(lag % beat, beat - lag % beat) < 0.05
+
+
+def test_loudness_does_not_matter():
+    music = tone(60) + tone(64) + 0.3 * tone(67)
+    assert spectral_features(music) == pytest.approx(spectral_features(0.1 * music), abs=0.05)
+
+
+def test_silence_and_short_sounds_have_finite_features():
+    assert not spectral_features(np.zeros(RATE, dtype=np.float32)).any()
+    for count in (1, 100, 5000):
+        features = spectral_features(tone(69)[:count])
+        assert features.shape == (SIZE,) and features.dtype == np.float32 and np.isfinite(features).all()
