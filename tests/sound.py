@@ -1,0 +1,30 @@
+"""Recordings made for tests."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def sine(seconds: float, rate: int, *frequencies: float, level: float = 0.5) -> np.ndarray:
+    """A channel for each frequency: float32 [channels, n]."""
+    times = np.arange(round(seconds * rate)) / rate
+    return np.stack([level * np.sin(2 * np.pi * f * times) for f in frequencies]).astype(np.float32)
+
+
+def write(path: Path, sound: np.ndarray, rate: int, codec: str, form: str | None = None, film: bool = False) -> Path:
+    """Encodes float32 [channels, n]; `form` is the container's where the name does not say, `film` adds pictures."""
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
+    with av.open(str(path), "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout, options={"strict": "experimental"})
+        if film:
+            pictures = container.add_stream("mpeg4", rate=10, width=32, height=32)
+            for packet in pictures.encode(av.VideoFrame(32, 32, "yuv420p")) + pictures.encode():
+                container.mux(packet)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
+        frame.rate = rate
+        convert = av.AudioResampler(stream.format.name, layout, rate)
+        for part in [*convert.resample(frame), None]:
+            for packet in stream.encode(part):
+                container.mux(packet)
+    return path
