@@ -10,7 +10,8 @@ processes do those left without one repeat an item of it.
 import math
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -148,3 +149,29 @@ def _leave_signals_to_the_training(worker: int) -> None:
     """A signal to the process group must not end the workers before the training has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class Stopwatch:
+    """Since it was made: which share of the time was spent waiting for batches.
+
+    A GPU may still be busy with the step before while a batch is waited for, so of its time the share is the most
+    that it can have been idle.
+    """
+
+    def __init__(self) -> None:
+        self._started, self._waited = time.monotonic(), 0.0
+
+    def waits(self, batches: Iterable) -> Iterator:
+        """The batches, each waited for."""
+        batches = iter(batches)
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def share(self) -> float:
+        """Between 0 and 1."""
+        return self._waited / max(time.monotonic() - self._started, 1e-9)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clamplib import distributed
+from clamplib.loading import Stopwatch
 from clamplib.objectives import Objective
 from clamplib.training_state import Progress, Recipe, TrainingState
 
@@ -39,7 +40,8 @@ def train(
 ) -> int:
     """Trains to the end, or until SIGINT or SIGTERM, which saves first; returns the exit status of a script.
 
-    `report` is called after every epoch with its numbers. The status is 0, or 128 + the signal's number.
+    `report` is called after every epoch with its numbers, among them the share of the training's time that its
+    steps waited for data. The status is 0, or 128 + the signal's number.
     Raises FloatingPointError where the loss is no longer finite.
     """
     torch.backends.cudnn.deterministic = recipe.deterministic
@@ -55,14 +57,16 @@ def train(
     step = _parallel(_Loss(model, objective), device)
     with _Signals() as signals:
         while progress.epoch < recipe.epochs:
-            started = time.monotonic()
-            stopped_by = _train_epoch(step, state, progress, train_batches, signals)
+            started, stopwatch = time.monotonic(), Stopwatch()
+            stopped_by = _train_epoch(step, state, progress, train_batches, signals, stopwatch)
             if stopped_by:
                 state.save(recipe.latest_path, progress)
                 return _stopped(stopped_by)
+            waiting = round(stopwatch.share(), 3)  # without the evaluation
             numbers = {"epoch": progress.epoch + 1, "train_loss": progress.loss_sum / len(train_batches)}
             numbers |= {f"eval_{name}": value for name, value in _evaluate(state, objective, eval_batches).items()}
-            numbers |= {"lr": state.scheduler.get_last_lr()[0], "seconds": time.monotonic() - started}
+            numbers |= {"lr": state.scheduler.get_last_lr()[0]}
+            numbers |= {"seconds": time.monotonic() - started, "waiting": waiting}
             _finish_epoch(state, progress, numbers, report)
             stopped_by = distributed.largest(signals.received)
             if stopped_by:
@@ -95,7 +99,12 @@ def _parallel(step: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _train_epoch(
-    step: nn.Module, state: TrainingState, progress: Progress, batches: DataLoader, signals: "_Signals"
+    step: nn.Module,
+    state: TrainingState,
+    progress: Progress,
+    batches: DataLoader,
+    signals: "_Signals",
+    stopwatch: Stopwatch,
 ) -> int:
     """The rest of an epoch; returns the number of the signal that ended it early, or 0."""
     state.model.train()
@@ -103,7 +112,7 @@ def _train_epoch(
     sampler.epoch, sampler.first_step = progress.epoch, progress.step
     loss_sum, stopped_by = torch.tensor(progress.loss_sum, device=state.device), 0
     with _ProgressBar(progress.epoch + 1, sampler) as bar:
-        for batch in batches:
+        for batch in stopwatch.waits(batches):
             # Each rank its own dropout, and the same again after resuming.
             torch.manual_seed(_step_seed(state.recipe.seed, progress))
             with state.autocast():
