@@ -33,10 +33,7 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (
-    *(".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac"),
-    *(".aif", ".aiff", ".wma", ".mp4", ".webm"),
-)
+SUFFIXES = tuple(".wav .mp3 .flac .ogg .oga .opus .m4a .aac .aif .aiff .wma .mp4 .webm".split())
 # Formats of sound and video alone: FFmpeg also knows playlists, which would open other files.
 FORMATS = "aac,aiff,ape,asf,au,avi,caf,flac,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
 RATES = range(1_000, 1_000_001)  # Hz; others are a damaged header's
@@ -79,7 +76,7 @@ def samples(path: str | os.PathLike, rate: int) -> Iterator[np.ndarray]:
     """A recording's mono sound at `rate` Hz, in blocks of some seconds: float32 [n], finite, one sample at least.
 
     InputError for what is no recording or has no sound track, for no samples, and for NaN or infinite ones. What is
-    damaged within is skipped and a file that is cut off ends early: both with a warning.
+    damaged within is skipped, and what is cut off ends early; where a second or more is missing, a warning says so.
     """
     count = 0
     try:
