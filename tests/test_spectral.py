@@ -1,11 +1,16 @@
 """The light front end: what its numbers say of sounds that are known."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
+from sound import sine, write
 
 from clamplib.spectral import CHROMA_PARTS, HOP, LAGS, OCTAVES, PITCH_CLASSES, RATE, SECONDS, SIZE, spectral_features
 
 BINS = OCTAVES * PITCH_CLASSES
+SCRIPT = Path(__file__).parents[1] / "preprocessing/audio/extract_spectral.py"
 TIME = np.arange(round(RATE * SECONDS)) / RATE
 
 
@@ -53,3 +58,18 @@ def test_silence_and_short_sounds_have_finite_features():
     for count in (1, 100, 5000):
         features = spectral_features(tone(69)[:count])
         assert features.shape == (SIZE,) and features.dtype == np.float32 and np.isfinite(features).all()
+
+
+def test_recordings_become_features(tmp_path, capsys):
+    """A row for every five seconds, at any sample rate; what is no sound is reported."""
+    (tmp_path / "in/sub").mkdir(parents=True)
+    write(tmp_path / "in/a.wav", tone(60)[None], RATE, "pcm_s16le")
+    write(tmp_path / "in/sub/B.FLAC", sine(7.0, 44_100, 220.0, 220.0), 44_100, "flac")
+    (tmp_path / "in/c.mp3").write_text("words")
+    main = runpy.run_path(str(SCRIPT))["main"]
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 done, 0 skipped, 1 failed")
+    a, b = np.load(tmp_path / "out/a.npy"), np.load(tmp_path / "out/sub/B.npy")
+    assert a.shape == (1, 1, SIZE) and b.shape == (1, 2, SIZE)
+    assert parts(b[0, 0])[0].argmax() == 57 - 24
+    np.testing.assert_allclose(a[0, 0], spectral_features(tone(60)), atol=0.05)  # 16 bits
