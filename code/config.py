@@ -19,7 +19,7 @@ GRADIENT_CLIP = 0.0  # largest norm of the gradient; 0: any
 WANDB_KEY = ""  # curves go to wandb.ai where *_WANDB_LOG is True and a key is here or in WANDB_API_KEY
 
 # -------------------------------------------------------------------- M3: data
-M3_TRAIN_FOLDERS = []  # folders of .abc (interleaved) and .mtf files, searched with their sub-folders
+M3_TRAIN_FOLDERS = []  # folders (or tars) of .abc (interleaved) and .mtf files, searched with their sub-folders
 M3_EVAL_FOLDERS = []  # empty: EVAL_SPLIT of the training files
 
 # -------------------------------------------------------------------- M3: sizes

@@ -1,8 +1,8 @@
 """The embedding space of a folder of features, in its `space.json`.
 
 Its fields: variant, weights_sha256, geometry, library (the version that wrote it) and kind, which is
-"clamp3 global", "clamp3 temporal" or "m3". Features of two spaces have no common meaning: they neither share
-a folder nor are compared. A folder without the file is taken as it is.
+"clamp3 global", "clamp3 temporal", "m3", "mert" or "mert mean". Features of two spaces have no common meaning: they
+neither share a folder nor are compared. A folder without the file is taken as it is.
 """
 
 import json
