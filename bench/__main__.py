@@ -7,7 +7,7 @@ import argparse
 import importlib
 import sys
 
-SUBJECTS = ("formats", "models", "retrieval")
+SUBJECTS = ("formats", "models", "retrieval", "training")
 
 
 def main(argv: list[str] | None = None) -> int:
