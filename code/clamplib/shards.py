@@ -109,7 +109,8 @@ def _read_headers(shard: Path) -> dict[str, tuple[int, Path, int]]:
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
-                    raise tarfile.ReadError(f"{member.name} is a link or the like: tar --dereference packs files")
+                    advice = "tar --dereference --hard-dereference packs files"
+                    raise tarfile.ReadError(f"{member.name} is a link or the like; {advice}")
                 found[posixpath.normpath(member.name).lstrip("/")] = member.size, shard, member.offset_data
             file.seek(tar.offset)
             if file.read(BLOCK) != bytes(BLOCK):  # else a broken header would pass for the end
