@@ -148,6 +148,7 @@ def test_variant_round_trip(tmp_path, tiny_clamp3, tiny_m3, tiny_tokenizer, tiny
 
 def test_half_precision_is_loaded_as_float32(tmp_path, tiny_clamp3, tiny_tokenizer, tiny_geometry):
     save_variant(tmp_path, tiny_clamp3, tiny_tokenizer, tiny_geometry)
+    assert "_name_or_path" not in (tmp_path / "config.json").read_text()  # of whoever trained it
     loaded = load_clamp3(tmp_path, weights_folder=tmp_path)
     assert {value.dtype for value in loaded.model.state_dict().values()} == {torch.float32}
     assert_equal_states(loaded.model.state_dict(), tiny_clamp3.state_dict(), atol=1e-6, rtol=1e-3)

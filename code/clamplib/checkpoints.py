@@ -143,7 +143,8 @@ def save_variant(
 ) -> None:
     """Writes a folder that `load_clamp3` and `load_m3` take as a variant, complete in itself."""
     folder = Path(folder)
-    text_config = geometry.text_config or model.text_model.config.to_dict()
+    text_config = dict(geometry.text_config or model.text_model.config.to_dict())
+    text_config.pop("_name_or_path", None)  # where it lay when it was trained
     with atomic_path(folder / CONFIG) as temporary:
         config = replace(geometry, text_config=text_config).to_dict()
         temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
