@@ -40,6 +40,13 @@ def tunes() -> dict[str, Examples]:
     return {"kind": Examples(vectors, kinds, keys), "collection": Examples(vectors, collections, keys)}
 
 
+@pytest.fixture
+def one_thread():
+    """Of matrices as small as here, several threads make slow work where other tests run beside."""
+    with pytest.importorskip("threadpoolctl").threadpool_limits(1):
+        yield
+
+
 def blobs(counts=(20, 20, 20), size=8, spread=0.5, seed=0) -> Examples:
     """Classes a, b, c, … around centres of their own."""
     rng = np.random.default_rng(seed)
@@ -61,6 +68,7 @@ def write(root, vectors):
 
 
 @pytest.mark.parametrize("task", ["kind", "collection"])
+@pytest.mark.usefixtures("one_thread")
 def test_at_least_logistic_regression_on_real_tunes(tunes, task):
     """On the tunes to evaluate on, where the probe's epoch is chosen, and on others that neither has seen.
 
