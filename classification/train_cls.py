@@ -20,18 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from clamplib import curves, distributed
+from clamplib.batch import positive
 from clamplib.confusion import describe_confusion, draw_confusion
 from clamplib.examples import Examples, labelled, split
 from clamplib.files import InputError, atomic_path
 from clamplib.labels import FROM_NAMES, merged_warning
 from clamplib.probe import Recipe, train
 from clamplib.retrieval import Features, load_features, load_folders
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:

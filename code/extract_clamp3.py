@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from clamplib import distributed
+from clamplib.batch import positive
 from clamplib.checkpoints import Loaded, load_clamp3
 from clamplib.encoding import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from clamplib.extraction import extract_files, input_files
@@ -17,12 +18,6 @@ from clamplib.sequences import MODALITIES
 from utils import load_settings, make_geometry
 
 EXAMPLE = "example: accelerate launch extract_clamp3.py scores features/scores --get_global"
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
 
 
 def build_parser(description: str, example: str) -> argparse.ArgumentParser:

@@ -100,7 +100,7 @@ def tune_rows(model, tunes: Pieces, data: Path) -> list[dict]:
     rows = [
         row("text to ABC, MRR", english, f"{size}; chance {chance:.3f}, ceiling of equal texts {ceiling:.3f}"),
         row("text to ABC, Hit@10", hit10(text, abc)),
-        row("the same without the number of bars, MRR", mrr(encode_texts(model, barless), abc), barless_ceiling),
+        row("text to ABC without the number of bars, MRR", mrr(encode_texts(model, barless), abc), barless_ceiling),
         row("text to MTF, MRR", mrr(text, mtf)),
         row("ABC to MTF, MRR", mrr(abc, mtf)),
         row("MTF to ABC, MRR", mrr(mtf, abc)),

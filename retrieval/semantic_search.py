@@ -3,14 +3,9 @@
 import argparse
 import sys
 
+from clamplib.batch import positive
 from clamplib.files import InputError, show
 from clamplib.retrieval import load_features, load_query, search
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:

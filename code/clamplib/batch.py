@@ -1,4 +1,4 @@
-"""What the conversion scripts under preprocessing/ share: their command line, and folder in, folder out."""
+"""What scripts share: of the conversions under preprocessing/ the command line, and folder in, folder out."""
 
 import argparse
 import os
@@ -8,6 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from clamplib.files import InputError, output_paths, run_batch, show, walk
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, as the `type` of an option of any script."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def batch_parser(doc: str, input_dir: str, ending: str) -> argparse.ArgumentParser:

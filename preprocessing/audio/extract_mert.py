@@ -11,17 +11,12 @@ from functools import partial
 
 from clamplib import distributed
 from clamplib.audio import SUFFIXES
+from clamplib.batch import positive
 from clamplib.extraction import input_files
 from clamplib.mert import MERT_REPO, load_mert
 from clamplib.recordings import extract_recordings
 
 EXAMPLE = "example: accelerate launch extract_mert.py recordings features/mert --mean_features"
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
