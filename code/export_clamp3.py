@@ -22,11 +22,11 @@ def main(argv: list[str] | None = None) -> int:
     """Write the folder."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], epilog=EXAMPLE)
     parser.add_argument("folder", type=Path, help="folder to write")
-    parser.add_argument("--config", type=Path, help="the settings that it was trained with")
+    parser.add_argument("--config", type=Path, nargs="+", default=[], metavar="FILE", help="as it was trained with")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the weights (default: float16)")
     args = parser.parse_args(argv)
     try:
-        settings = load_settings(args.config)
+        settings = load_settings(*args.config)
         geometry = make_geometry(settings)
         weights, m3_weights = Path(settings.CLAMP3_WEIGHTS_PATH), Path(settings.M3_WEIGHTS_PATH)
         clamp3 = load_clamp3(weights, weights_folder=weights.parent, geometry=geometry)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 from clamplib import curves, distributed
 from clamplib.datasets import CLaMP3Dataset, M3Dataset
@@ -71,7 +71,11 @@ def _train(modality: str | None, settings: SimpleNamespace, model_name: str, dev
     torch.manual_seed(settings.SEED)  # of the weights that begin at random
     stage = {"modality": modality, "freeze_text": settings.FREEZE_TEXT} if modality else {}
     recipe = make_recipe(settings, model_name, stage)
-    parts = clamp3_training(modality, settings, recipe) if modality else m3_training(settings)
+    model, *parts = clamp3_training(modality, settings, recipe) if modality else m3_training(settings)
+    if device.type == "cpu":
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                part.set_attn_implementation("eager")  # its backward pass is the faster one there
     report = curves.start(
         project=model_name.lower(),
         name=recipe.weights_path.stem,
@@ -79,7 +83,7 @@ def _train(modality: str | None, settings: SimpleNamespace, model_name: str, dev
         key=settings.WANDB_KEY,
         wanted=getattr(settings, f"{model_name}_WANDB_LOG") and distributed.rank() == 0,
     )
-    return train(*parts, recipe, device=device, report=report)
+    return train(model, *parts, recipe, device=device, report=report)
 
 
 @contextmanager

@@ -1,3 +1,17 @@
 """CLaMP 3: sheet music, MIDI, audio and text in 100 languages in one vector space."""
 
 __version__ = "0.1.0"
+__all__ = ["CLaMP3Encoder", "Waveform"]
+
+
+def __getattr__(name: str):
+    """The names above, imported when they are asked for: the encoder brings torch with it."""
+    if name == "CLaMP3Encoder":
+        from clamplib.encoder import CLaMP3Encoder
+
+        return CLaMP3Encoder
+    if name == "Waveform":
+        from clamplib.sound import Waveform
+
+        return Waveform
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

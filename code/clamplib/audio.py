@@ -14,6 +14,7 @@ and 44.1 kHz recordings equal those of the published pipeline, which uses torcha
 deviation); another good resampler, soxr, would move them by up to 0.17 (21 %).
 """
 
+import io
 import itertools
 import logging
 import math
@@ -23,7 +24,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from clamplib.files import InputError, show
+from clamplib.files import InputError
+from clamplib.sound import Recording, Waveform, recording_name
 
 try:
     import av
@@ -33,7 +35,6 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = tuple(".wav .mp3 .flac .ogg .oga .opus .m4a .aac .aif .aiff .wma .mp4 .webm".split())
 # Formats of sound and video alone: FFmpeg also knows playlists, which would open other files.
 FORMATS = "aac,aiff,ape,asf,au,avi,caf,flac,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
 RATES = range(1_000, 1_000_001)  # Hz; others are a damaged header's
@@ -47,7 +48,7 @@ VARIANCE_FLOOR = 1e-7  # as in the published feature extractor; digital silence 
 
 
 def windows(
-    path: str | os.PathLike,
+    recording: Recording,
     rate: int = 24_000,
     seconds: float = 5.0,
     *,
@@ -60,7 +61,7 @@ def windows(
     the whole recording zero mean and unit variance; what of it does not fit into memory waits in a temporary file.
     InputError where there is no sound: see `samples`.
     """
-    blocks = samples(path, rate)
+    blocks = samples(recording, rate)
     length = round(rate * seconds)
     held, first = np.empty(0, np.float32), True
     for block in _normalised(blocks) if normalise else blocks:
@@ -72,29 +73,54 @@ def windows(
         yield held
 
 
-def samples(path: str | os.PathLike, rate: int) -> Iterator[np.ndarray]:
+def samples(recording: Recording, rate: int) -> Iterator[np.ndarray]:
     """A recording's mono sound at `rate` Hz, in blocks of some seconds: float32 [n], finite, one sample at least.
 
     InputError for what is no recording or has no sound track, for no samples, and for NaN or infinite ones. What is
     damaged within is skipped, and what is cut off ends early; where a second or more is missing, a warning says so.
     """
-    count = 0
+    name = recording_name(recording)
     try:
-        # as a URL, so that no name is taken for another protocol's
-        url = f"file:{os.path.abspath(path)}"
+        if isinstance(recording, Waveform):
+            yield from _finite(_resample(_cut(recording), recording.rate, rate))
+            return
+        # a path as a URL, so that no name is taken for another protocol's
+        source = io.BytesIO(recording) if isinstance(recording, bytes) else f"file:{os.path.abspath(recording)}"
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-        with av.open(url, options=options, metadata_errors="ignore") as container:
+        with av.open(source, options=options, metadata_errors="ignore") as container:
             source_rate, blocks = _decode(container)
-            for block in _resample(blocks, source_rate, rate):
-                if not np.isfinite(block).all():
-                    raise InputError("expected finite samples, found NaN or infinity")
+            count = 0
+            for block in _finite(_resample(blocks, source_rate, rate)):
                 count += len(block)
                 yield block
-            _note_early_end(path, container, count / rate)
+            _note_early_end(name, container, count / rate)
     except InputError as error:
-        raise InputError(f"{show(path)}: {error}") from error
+        raise InputError(f"{name}: {error}") from error
     except av.FFmpegError as error:
-        raise InputError(f"{show(path)}: expected a recording, could not read it as one ({error.strerror})") from error
+        raise InputError(f"{name}: expected a recording, could not read it as one ({error.strerror})") from error
+
+
+def _cut(waveform: Waveform) -> Iterator[np.ndarray]:
+    """The mean of a waveform's channels, in blocks."""
+    sound = np.asarray(waveform.samples)
+    if sound.ndim not in (1, 2) or not sound.size or sound.dtype.kind != "f":
+        raise InputError(f"expected samples of floats [n] or [channels, n], got {sound.dtype} {list(sound.shape)}")
+    _check_rate(waveform.rate)
+    sound = np.atleast_2d(sound).mean(axis=0, dtype=np.float32)
+    step = BLOCK_SECONDS * waveform.rate
+    return (sound[start : start + step] for start in range(0, len(sound), step))
+
+
+def _finite(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise InputError("expected finite samples, found NaN or infinity")
+        yield block
+
+
+def _check_rate(rate: int) -> None:
+    if rate not in RATES:
+        raise InputError(f"expected a sample rate of {RATES[0]:,} to {RATES[-1]:,} Hz, got {rate:,}")
 
 
 def _decode(container: av.container.InputContainer) -> tuple[int, Iterator[np.ndarray]]:
@@ -104,8 +130,7 @@ def _decode(container: av.container.InputContainer) -> tuple[int, Iterator[np.nd
     if first is None:
         raise InputError("expected a recording, found no samples in it")
     rate = first.sample_rate
-    if rate not in RATES:
-        raise InputError(f"expected a sample rate of {RATES[0]:,} to {RATES[-1]:,} Hz, got {rate:,}")
+    _check_rate(rate)
     return rate, _blocks(itertools.chain([first], frames), rate)
 
 
@@ -196,9 +221,9 @@ def _normalised(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             yield ((np.frombuffer(data, np.float32) - mean) / deviation).astype(np.float32)
 
 
-def _note_early_end(path: str | os.PathLike, container: av.container.InputContainer, seconds: float) -> None:
+def _note_early_end(recording: str, container: av.container.InputContainer, seconds: float) -> None:
     stream = container.streams.best("audio")
     expected = float(stream.duration * stream.time_base) if stream.duration else seconds
     if seconds < expected - CUT_OFF_SECONDS:
         message = "%s: expected %.1f s of sound, found %.1f s: it may be cut off or damaged"
-        logger.warning(message, show(path), expected, seconds)
+        logger.warning(message, recording, expected, seconds)

@@ -1,6 +1,7 @@
 """Weights: checkpoints saved and loaded, a variant's weights found (or fetched) and its model loaded.
 
-Three kinds of variant: "saas" and "c2", the published ones; "mini", which lies in this package; and a folder:
+Three kinds of variant: "saas" and "c2", the published ones; "mini", which lies in this package; and a folder, here or
+(as owner/name) on the hub:
 
     config.json         the geometry (Geometry.to_dict)
     model.safetensors   CLaMP 3, in half precision or not; it is loaded as float32
@@ -8,8 +9,8 @@ Three kinds of variant: "saas" and "c2", the published ones; "mini", which lies 
     tokenizer.json, tokenizer_config.json
 """
 
-import hashlib
 import json
+import re
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from clamplib import __version__
-from clamplib.files import InputError, atomic_path, show
+from clamplib.files import InputError, atomic_path, sha256, show
 from clamplib.geometry import Geometry
 from clamplib.models import CLaMP3Model, M3Model
 
@@ -37,6 +38,7 @@ PUBLISHED_SIZES = {  # bytes, by name; None where it is not known
     Geometry().m3_weights_name(): None,
 }
 CONFIG, CLAMP3_WEIGHTS, M3_WEIGHTS = "config.json", "model.safetensors", "m3.safetensors"
+HUB_NAME, SHA256 = re.compile(r"[\w.-]+/[\w.-]+"), re.compile("[0-9a-f]{64}")
 HASHED_AT_ONCE = 100_000_000  # bytes; the hash of a larger file is kept beside it
 USE_MINI = "or use --variant mini, which needs no download"
 
@@ -91,20 +93,23 @@ def load_clamp3(
     weights_folder: str | Path,
     epoch: int | None = None,
     geometry: Geometry | None = None,
+    revision: str | None = None,
 ) -> Loaded:
     """CLaMP 3 with its tokenizer: see the head of this module for `variant`; a .pth file will do too.
 
     Weights of a variant that is no folder lie in `weights_folder` under the name that the geometry gives
-    them, `epoch` picking `..._N.pth`; published ones are fetched when they are not there.
-    Raises FileNotFoundError or InputError with what to do next.
+    them, `epoch` picking `..._N.pth`; published ones are fetched when they are not there, `revision` naming a
+    branch, tag or commit of the hub. Raises FileNotFoundError or InputError with what to do next.
     """
-    folder = variant_folder(variant)
+    folder = variant_folder(variant) or _fetch_folder(str(variant), revision)
     if folder:
         geometry, path = _folder_weights(folder, CLAMP3_WEIGHTS, epoch)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     else:
         geometry = geometry or Geometry()
-        path = _find_weights(variant, geometry.clamp3_weights_name(str(variant)), weights_folder, epoch, CLAMP3_REPO)
+        path = _find_weights(
+            variant, geometry.clamp3_weights_name(str(variant)), weights_folder, epoch, CLAMP3_REPO, revision
+        )
         tokenizer = load_tokenizer(geometry)
     with _NoInit():
         model = CLaMP3Model.from_geometry(geometry)
@@ -223,7 +228,14 @@ def _folder_weights(folder: Path, name: str, epoch: int | None = None) -> tuple[
     return geometry, folder / name
 
 
-def _find_weights(variant: str | Path, name: str, weights_folder: str | Path, epoch: int | None, repo: str) -> Path:
+def _find_weights(
+    variant: str | Path,
+    name: str,
+    weights_folder: str | Path,
+    epoch: int | None,
+    repo: str,
+    revision: str | None = None,
+) -> Path:
     if Path(variant).suffix == ".pth":
         return Path(variant)
     path = Path(weights_folder) / name
@@ -233,13 +245,30 @@ def _find_weights(variant: str | Path, name: str, weights_folder: str | Path, ep
         return path
     if path.name not in PUBLISHED_SIZES:
         raise FileNotFoundError(f"{show(path)}: no such weights. Train them, put them there, {USE_MINI}.")
-    return _fetch(repo, name, path.parent)
+    return _fetch(repo, name, path.parent, revision)
 
 
-def _fetch(repo: str, name: str, folder: Path) -> Path:
-    """A published file from the hub or its cache; resumed where it broke off."""
+def _fetch_folder(name: str, revision: str | None) -> Path | None:
+    """A variant's folder from the hub or its cache, if `name` is one of the hub's (owner/name); checked as `_fetch`."""
+    if not HUB_NAME.fullmatch(name) or name.endswith(".pth"):
+        return None
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, name))
+        files = ["*.json", "*.safetensors"]
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
+    except (OSError, ValueError, HTTPError) as error:
+        raise FileNotFoundError(
+            f"{name} is no folder here, and could not be fetched from the hub ({_first_line(error)}). "
+            f"Name a folder of weights, saas or c2, {USE_MINI}."
+        ) from error
+    for path in folder.glob("*.safetensors"):
+        _check_content(path)
+    return folder
+
+
+def _fetch(repo: str, name: str, folder: Path, revision: str | None = None) -> Path:
+    """A published file from the hub or its cache; resumed where it broke off, its content checked."""
+    try:
+        return _check_content(Path(huggingface_hub.hf_hub_download(repo, name, revision=revision)))
     except (OSError, HTTPError) as error:
         size = f" ({PUBLISHED_SIZES[name]:,} bytes)" if PUBLISHED_SIZES[name] else ""
         raise FileNotFoundError(
@@ -248,12 +277,26 @@ def _fetch(repo: str, name: str, folder: Path) -> Path:
         ) from error
 
 
+def _check_content(path: Path) -> Path:
+    """The path of a file in the hub's cache. InputError if its content is not the one that the hub has.
+
+    The cache keeps a large file under the SHA-256 that the hub states for it.
+    """
+    stated = path.resolve().name
+    if SHA256.fullmatch(stated) and weights_sha256(path) != stated:
+        raise InputError(
+            f"{show(path)}: expected the content of SHA-256 {stated}, got another: it is damaged. "
+            f"Remove {show(path.resolve())} and run again."
+        )
+    return path
+
+
 def weights_sha256(path: str | Path) -> str:
     """SHA-256 of a file; that of a large one is kept beside it, in NAME.sha256, until the file changes."""
     path = Path(path)
     stat = path.stat()
     if stat.st_size < HASHED_AT_ONCE:
-        return _sha256(path)
+        return sha256(path)
     kept, state = path.with_name(path.name + ".sha256"), f"{stat.st_size} {stat.st_mtime_ns}"
     try:
         digest, _, kept_state = kept.read_text().partition(" ")
@@ -261,21 +304,13 @@ def weights_sha256(path: str | Path) -> str:
             return digest
     except OSError:
         pass
-    digest = _sha256(path)
+    digest = sha256(path)
     try:
         with atomic_path(kept) as temporary:
             temporary.write_text(f"{digest} {state}")
     except OSError:  # a read-only folder: hashed anew next time
         pass
     return digest
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ here reads a meaning into them but their suffix.
 """
 
 import gc
+import hashlib
 import json
 import logging
 import os
@@ -15,7 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -104,6 +107,15 @@ def is_done(source: str | os.PathLike, target: str | Path) -> bool:
         return False
 
 
+def sha256(path: str | os.PathLike) -> str:
+    """The hash of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """A temporary path beside `target`, renamed to it at the end and removed on any error.
@@ -177,18 +189,33 @@ def run_batch(
     report = Report()
     jobs = [(s, t) for s, t in zip(sources, targets, strict=True) if not is_done(s, t)]
     report.skipped = len(sources) - len(jobs)
-    progress = tqdm(total=len(jobs), desc=description, unit="file", disable=not jobs)
-    with _backend(backend, workers), progress:
-        for source, error, remark in _outcomes(function, jobs, backend):
-            progress.update()
-            if error:
-                report.add_failure(source, error)
-                continue
-            report.done += 1
-            if remark:
-                report.remarks[remark] += 1
+    outcomes = run_jobs(partial(_write, function), jobs, workers=workers, backend=backend)
+    for number, remark, error in tqdm(outcomes, total=len(jobs), desc=description, unit="file", disable=not jobs):
+        if error:
+            report.add_failure(jobs[number][0], error)
+            continue
+        report.done += 1
+        if remark:
+            report.remarks[remark] += 1
     report.write(output_root)
     return report
+
+
+def _write(function: Callable[[os.PathLike, Path], str | None], job: tuple[os.PathLike, Path]) -> str | None:
+    source, target = job
+    with atomic_path(target) as temporary:
+        return function(source, temporary)
+
+
+def run_jobs(
+    function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: int | None = None, backend: str | None = None
+) -> Iterator[tuple[int, Any, str | None]]:
+    """(number, function(job), None) of every job as it is done, or (number, None, why it failed), in parallel.
+
+    `workers` None is one a core; `backend` is `ray`, `dask` or None for local processes.
+    """
+    with _backend(backend, workers):
+        yield from _outcomes(function, dict(enumerate(jobs)), backend)
 
 
 def _backend(backend: str | None, workers: int | None) -> joblib.parallel_config:
@@ -208,34 +235,30 @@ def _backend(backend: str | None, workers: int | None) -> joblib.parallel_config
     return joblib.parallel_config(backend=backend or "loky", n_jobs=workers or -1)
 
 
-def _outcomes(function: Callable, jobs: list[tuple], backend: str | None) -> Iterator[tuple]:
-    """(source, error or None, remark or None) of each job.
+def _outcomes(function: Callable, jobs: dict[int, Any], backend: str | None) -> Iterator[tuple]:
+    """(number, result or None, error or None) of each numbered job.
 
     A job may kill its worker (out of memory, a crash in a C library), and with it the pool; then each half of
     what was left runs in a new one, until the job is alone.
     """
-    left = dict(enumerate(jobs))
-    calls = [joblib.delayed(_one)(function, number, *job) for number, job in left.items()]
+    left = dict(jobs)
+    calls = [joblib.delayed(_one)(function, number, job) for number, job in jobs.items()]
     # ray's and dask's backends cannot give results as they come
     return_as = "list" if backend else "generator_unordered"
     try:
         for number, *outcome in joblib.Parallel(return_as=return_as)(calls):
-            source, _ = left.pop(number)
-            yield source, *outcome
+            del left[number]
+            yield number, *outcome
     except TerminatedWorkerError:
-        rest = list(left.values())
-        if len(rest) == 1:
-            yield (
-                rest[0][0],
-                "the process that worked on it died: out of memory, or a crash in a library",
-                None,
-            )
+        if len(left) == 1:
+            yield *left, None, "the process that worked on it died: out of memory, or a crash in a library"
             return
-        yield from _outcomes(function, rest[: len(rest) // 2], backend)
-        yield from _outcomes(function, rest[len(rest) // 2 :], backend)
+        rest = list(left.items())
+        yield from _outcomes(function, dict(rest[: len(rest) // 2]), backend)
+        yield from _outcomes(function, dict(rest[len(rest) // 2 :]), backend)
 
 
-def _one(function: Callable, number: int, source: os.PathLike, target: Path) -> tuple:
+def _one(function: Callable, number: int, job: Any) -> tuple:
     """Runs in the worker; the error crosses as text, since not every exception can be pickled.
 
     The garbage collector pauses: looking through the objects of one score over and over takes a third of the
@@ -243,10 +266,8 @@ def _one(function: Callable, number: int, source: os.PathLike, target: Path) -> 
     """
     gc.disable()
     try:
-        with atomic_path(target) as temporary:
-            remark = function(source, temporary)
+        return number, function(job), None
     except Exception as error:
-        return number, describe(error), None
+        return number, None, describe(error)
     finally:
         gc.enable()
-    return number, None, remark

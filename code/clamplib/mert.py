@@ -30,6 +30,7 @@ from clamplib import __version__
 from clamplib.audio import windows
 from clamplib.checkpoints import load_weights, weights_sha256
 from clamplib.files import InputError, show
+from clamplib.sound import Recording, recording_name
 
 MERT_REPO = "m-a-p/MERT-v1-95M"
 CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
@@ -69,16 +70,16 @@ class Mert:
         return samples
 
     @property
-    def read(self) -> Callable[[Path], Iterator[np.ndarray]]:
+    def read(self) -> Callable[[Recording], Iterator[np.ndarray]]:
         """A recording -> its windows float32 [n], normalised as MERT expects; it can be sent to other processes."""
         return partial(_read, rate=self.rate, shortest=self.shortest)
 
-    def encode(self, sound: np.ndarray, mean: bool = False) -> np.ndarray:
+    def encode(self, waves: np.ndarray, mean: bool = False) -> np.ndarray:
         """Windows of equal length float32 [B, n] -> the time average of each hidden state float32 [B, layers + 1, H].
 
         `mean` averages the states too: [B, 1, H].
         """
-        inputs = torch.from_numpy(sound).to(self.model.device)
+        inputs = torch.from_numpy(waves).to(self.model.device)
         whole = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # cuDNN would round what it convolves
         with torch.inference_mode(), whole:
             states = self.model(inputs, output_hidden_states=True).hidden_states  # (layers + 1) x [B, frames, H]
@@ -115,11 +116,11 @@ def load_mert(model_path: str | Path = MERT_REPO) -> Mert:
     return Mert(model.float().eval(), config.get("sample_rate", RATE), space)
 
 
-def _read(path: Path, rate: int, shortest: int) -> Iterator[np.ndarray]:
-    for window in windows(path, rate, SECONDS, normalise=True):
+def _read(recording: Recording, rate: int, shortest: int) -> Iterator[np.ndarray]:
+    for window in windows(recording, rate, SECONDS, normalise=True):
         if len(window) < shortest:
             message = f"expected {shortest / rate * 1000:.0f} ms of sound or more, got {len(window) / rate * 1000:.0f}"
-            raise InputError(f"{show(path)}: {message}")
+            raise InputError(f"{recording_name(recording)}: {message}")
         yield window
 
 

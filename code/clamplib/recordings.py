@@ -19,8 +19,9 @@ from tqdm import tqdm
 from clamplib import distributed
 from clamplib.extraction import close_jobs, open_jobs, save_feature
 from clamplib.files import Report, describe
+from clamplib.sound import Recording
 
-Read = Callable[[Path], Iterator[np.ndarray]]  # a file -> its windows float32 [n]
+Read = Callable[[Recording], Iterator[np.ndarray]]  # its windows float32 [n]
 Encode = Callable[[np.ndarray], np.ndarray]  # windows float32 [B, n] -> features [B, S, H]
 
 PIECE_WINDOWS = 12  # that cross from process to process at once: a minute, of 6 MB at 24 kHz
@@ -31,7 +32,7 @@ MAX_WORKERS = 8
 
 @dataclass(frozen=True)
 class Piece:
-    """Some windows of the recording that is jobs[index]; the last piece says so and may bring an error."""
+    """Some windows of recordings[index]; the last piece says so and may bring an error."""
 
     index: int
     windows: list[np.ndarray]
@@ -56,16 +57,27 @@ def extract_recordings(
     `read` must be picklable; `workers` processes run it ahead, None: by files and cores.
     """
     jobs, report = open_jobs(sources, input_dir, output_dir, space)
-    features = defaultdict(list)  # of the recordings that have begun: [S, H] of each window
-    with tqdm(total=len(jobs), unit="file", disable=distributed.rank() > 0) as bar:
-        for chunk in _chunks(decode_ahead(jobs, read, workers), CHUNK_BATCHES * batch_size):
-            encoded = iter(encode_windows([w for piece in chunk for w in piece.windows], encode, batch_size))
-            for piece in chunk:
-                features[piece.index] += itertools.islice(encoded, len(piece.windows))
-                if piece.last:
-                    _finish(jobs[piece.index], features.pop(piece.index), piece.error, report)
-                    bar.update()
+    features = encode_recordings([source for source, _ in jobs], read, encode, batch_size=batch_size, workers=workers)
+    for index, feature, error in tqdm(features, total=len(jobs), unit="file", disable=distributed.rank() > 0):
+        if error:
+            report.add_failure(jobs[index][0], error)
+        else:
+            save_feature(*jobs[index], feature, report)
     return close_jobs(report, output_dir)
+
+
+def encode_recordings(
+    recordings: Sequence[Recording], read: Read, encode: Encode, *, batch_size: int = 1, workers: int | None = None
+) -> Iterator[tuple[int, np.ndarray | None, str]]:
+    """(index, feature [S, T, H], "") of each recording, or (index, None, why there is none), T being its windows."""
+    features = defaultdict(list)  # of the recordings that have begun: [S, H] of each window
+    for chunk in _chunks(decode_ahead(recordings, read, workers), CHUNK_BATCHES * batch_size):
+        encoded = iter(encode_windows([w for piece in chunk for w in piece.windows], encode, batch_size))
+        for piece in chunk:
+            features[piece.index] += itertools.islice(encoded, len(piece.windows))
+            if piece.last:
+                states = features.pop(piece.index)
+                yield piece.index, None if piece.error else np.stack(states, axis=1), piece.error
 
 
 def encode_windows(windows: Sequence[np.ndarray], encode: Encode, batch_size: int = 1) -> list[np.ndarray]:
@@ -83,15 +95,15 @@ def encode_windows(windows: Sequence[np.ndarray], encode: Encode, batch_size: in
 
 
 class _Recordings(IterableDataset):
-    def __init__(self, jobs: Sequence[tuple[Path, Path]], read: Read):
-        self.jobs, self.read = jobs, read
+    def __init__(self, recordings: Sequence[Recording], read: Read):
+        self.recordings, self.read = recordings, read
 
     def __iter__(self) -> Iterator[Piece]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for index in range(first, len(self.jobs), step):
+        for index in range(first, len(self.recordings), step):
             try:
-                windows = self.read(self.jobs[index][0])
+                windows = self.read(self.recordings[index])
                 while group := list(itertools.islice(windows, PIECE_WINDOWS)):
                     yield Piece(index, group)
             except Exception as error:  # one file's fault, reported
@@ -100,13 +112,15 @@ class _Recordings(IterableDataset):
                 yield Piece(index, [], last=True)
 
 
-def decode_ahead(jobs: Sequence[tuple[Path, Path]], read: Read, workers: int | None = None) -> Iterable[Piece]:
-    """All pieces of the (source, target) pairs, each recording's in order, decoded while the model is busy."""
+def decode_ahead(recordings: Sequence[Recording], read: Read, workers: int | None = None) -> Iterable[Piece]:
+    """All pieces of the recordings, each one's in order, decoded while the model is busy."""
     if workers is None:
         cores = (os.cpu_count() or 1) // distributed.world_size()
-        workers = min(MAX_WORKERS, cores, len(jobs) // 2)
+        workers = min(MAX_WORKERS, cores, len(recordings) // 2)
     ahead = {"prefetch_factor": PIECES_AHEAD} if workers else {}
-    return DataLoader(_Recordings(jobs, read), batch_size=None, num_workers=workers, collate_fn=_as_it_is, **ahead)
+    return DataLoader(
+        _Recordings(recordings, read), batch_size=None, num_workers=workers, collate_fn=_as_it_is, **ahead
+    )
 
 
 def _as_it_is(piece: Piece) -> Piece:
@@ -124,11 +138,3 @@ def _chunks(pieces: Iterable[Piece], windows: int) -> Iterator[list[Piece]]:
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def _finish(job: tuple[Path, Path], features: list[np.ndarray], error: str, report: Report) -> None:
-    source, target = job
-    if error:
-        report.add_failure(source, error)
-    else:
-        save_feature(source, target, np.stack(features, axis=1), report)

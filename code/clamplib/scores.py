@@ -102,8 +102,12 @@ def split_kern(kern: str) -> list[str]:
 
 
 def read_text(path: str | Path) -> str:
-    """ABC or kern as found: UTF-8, UTF-16 by its mark, else latin-1, as was the custom. Or InputError."""
-    data = Path(path).read_bytes()
+    """ABC or kern as found (see decode_text). Raises InputError."""
+    return decode_text(Path(path).read_bytes(), show(path))
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """UTF-8, UTF-16 by its mark, else latin-1, as was the custom for ABC. InputError, with `name`, for no text."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         text = data.decode("utf-16")
     else:
@@ -112,7 +116,7 @@ def read_text(path: str | Path) -> str:
         except UnicodeDecodeError:
             text = data.decode("latin-1")
     if not text.strip() or "\0" in text:
-        raise InputError(f"{show(path)}: expected text, came {'a binary' if text.strip() else 'an empty'} file")
+        raise InputError(f"{name}: expected text, came {'a binary' if text.strip() else 'an empty'} file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

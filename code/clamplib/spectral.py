@@ -11,9 +11,9 @@ A window of 5 s at 22,050 Hz becomes
 `mini` is trained on these; the published weights need MERT (see mert).
 """
 
-import os
-
 import numpy as np
+
+from clamplib.sound import Recording
 
 RATE = 22_050  # Hz
 SECONDS = 5.0  # a window
@@ -26,11 +26,11 @@ QUIET = 1e-4  # amplitude; what is softer is no sound
 SIZE = OCTAVES * PITCH_CLASSES + CHROMA_PARTS * PITCH_CLASSES + len(LAGS)
 
 
-def recording_features(path: str | os.PathLike) -> np.ndarray:
+def recording_features(recording: Recording) -> np.ndarray:
     """A recording's features, float32 [1, T, 256], a row for every 5 s. Raises what `audio.windows` raises."""
     from clamplib.audio import windows  # an extra, which the features of sound at hand do not need
 
-    return np.stack([spectral_features(window) for window in windows(path, RATE, SECONDS, minimum=MINIMUM)])[None]
+    return np.stack([spectral_features(window) for window in windows(recording, RATE, SECONDS, minimum=MINIMUM)])[None]
 
 
 def spectral_features(window: np.ndarray) -> np.ndarray:

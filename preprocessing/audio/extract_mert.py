@@ -10,11 +10,11 @@ import sys
 from functools import partial
 
 from clamplib import distributed
-from clamplib.audio import SUFFIXES
 from clamplib.batch import positive
 from clamplib.extraction import input_files
 from clamplib.mert import MERT_REPO, load_mert
 from clamplib.recordings import extract_recordings
+from clamplib.sound import SUFFIXES
 
 EXAMPLE = "example: accelerate launch extract_mert.py recordings features/mert --mean_features"
 

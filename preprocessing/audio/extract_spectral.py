@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clamplib.audio import SUFFIXES
 from clamplib.batch import batch_parser, convert_folder
+from clamplib.sound import SUFFIXES
 from clamplib.spectral import recording_features
 
 input_dir = "<path_to_your_recordings>"  # what is read when no folder is given

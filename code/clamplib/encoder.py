@@ -1,0 +1,320 @@
+"""Anything -> vectors, in one call.
+
+encoder = CLaMP3Encoder.from_pretrained("mini")
+vectors = encoder.encode(["a slow air", Path("air.musicxml"), Path("air.mid")])  # float32 [3, D]
+encoder.search("a slow air", vectors)
+"""
+
+import itertools
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+import mido
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from clamplib import spectral
+from clamplib.checkpoints import Loaded, load_clamp3, save_variant
+from clamplib.distances import centroid_similarity
+from clamplib.encoding import clamp3_encoders, encode
+from clamplib.files import InputError, describe, run_jobs, show
+from clamplib.inputs import Input, is_recording, read_input
+from clamplib.mert import MERT_REPO, Mert, load_mert
+from clamplib.patchilizer import M3Patchilizer
+from clamplib.recordings import encode_recordings
+from clamplib.retrieval import normalise, search
+from clamplib.sequences import audio_frames, symbolic_patches, text_tokens
+from clamplib.sound import Recording, Waveform
+
+WEIGHTS_FOLDER = Path(__file__).parents[1]  # code/ of a clone
+CHUNK = 256  # items that are sorted by length and encoded together
+FEW = 16  # files that one process has read before others have started
+
+Item = Any  # see inputs
+Items = Item | Sequence[Item]
+
+
+class CLaMP3Encoder:
+    """CLaMP 3 with all that stands before it: conversion of scores and MIDI, features of recordings."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        mert: str | Path = MERT_REPO,
+    ):
+        """`dtype`: torch.bfloat16 or float16 for mixed precision. `mert`: weights, a folder or a name on the hub."""
+        self.loaded, self.dtype, self._mert_path = loaded, dtype, mert
+        self.device = torch.device(device) if device else best_device()
+        loaded.model.to(self.device)
+        self.pretrained: tuple = ()  # how `from_pretrained` makes the same encoder in another process
+        self._patchilizer = M3Patchilizer(loaded.geometry.patch_size, loaded.geometry.patch_length)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "saas",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        *,
+        weights_folder: str | Path = WEIGHTS_FOLDER,
+        mert: str | Path = MERT_REPO,
+    ) -> "CLaMP3Encoder":
+        """ "saas", "c2", "mini", a folder of a variant, a .pth of the published sizes, or such a folder on the hub.
+
+        Weights that are not at hand are fetched (at `revision`), with a progress bar, resumed where that broke off;
+        FileNotFoundError says which file is missing and where to put it.
+        """
+        loaded = load_clamp3(name, weights_folder=weights_folder, revision=revision)
+        encoder = cls(loaded, device=device, dtype=dtype, mert=mert)
+        options = {"name": name, "dtype": dtype, "revision": revision, "weights_folder": weights_folder, "mert": mert}
+        encoder.pretrained = tuple(options.items())
+        return encoder
+
+    @property
+    def dimension(self) -> int:
+        """D, the size of a vector."""
+        return self.loaded.geometry.clamp3_hidden_size
+
+    @cached_property
+    def space(self) -> dict:
+        """What tells these vectors from another model's, as space.json has it."""
+        return {**self.loaded.space, "kind": "clamp3 global"}
+
+    @property
+    def space_id(self) -> str:
+        """A name of the embedding space: vectors of two spaces are not comparable."""
+        return f"clamp3-{self.space['variant']}-{self.space['weights_sha256'][:16]}"
+
+    @property
+    def precision(self) -> str:
+        """In which the model computes: float32, bfloat16 or float16."""
+        return str(self.dtype or torch.float32).removeprefix("torch.")
+
+    @property
+    def audio_front_id(self) -> str:
+        """A name of what stands between a recording and the model."""
+        return "spectral" if self._spectral else f"mert-{self._mert.space['weights_sha256'][:16]}"
+
+    @property
+    def _spectral(self) -> bool:
+        """Whether the model takes spectral features, as `mini` does, and not MERT's."""
+        return self.loaded.geometry.audio_hidden_size == spectral.SIZE
+
+    def encode(
+        self,
+        items: Items,
+        modality: str | None = None,
+        *,
+        normalize: bool = True,
+        batch_size: int | None = None,
+        progress: bool = False,
+        workers: int | None = None,
+    ) -> np.ndarray:
+        """Vectors of one item or of a list of items of any kinds (see `inputs`): float32 [N, D].
+
+        Args:
+            modality: of all items: text, score, midi or audio; None: what each item is.
+            normalize: give each vector length 1, so that dot products are cosines.
+            batch_size: segments of full length in a batch; None: what suits the device.
+            workers: processes that read and convert; None: one a core where the items are many.
+
+        InputError names the first item that cannot be read; `encode_each` goes on behind it.
+        """
+        items = _as_list(items)
+        vectors = np.empty((len(items), self.dimension), np.float32)
+        outcomes = self.encode_each(items, modality, batch_size=batch_size, workers=workers)
+        for number, vector in _sound(tqdm(outcomes, total=len(items), unit="item", disable=not progress)):
+            vectors[number] = vector[0]
+        return normalise(vectors)[0] if normalize and len(items) else vectors
+
+    def encode_files(self, paths: str | os.PathLike | Iterable[str | os.PathLike], **options) -> np.ndarray:
+        """`encode` of files, whose paths may be strings."""
+        paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+        return self.encode([Path(path) if isinstance(path, str) else path for path in paths], **options)
+
+    def encode_frames(
+        self, items: Items, modality: str | None = None, *, batch_size: int | None = None, workers: int | None = None
+    ) -> list[np.ndarray]:
+        """The last hidden states of each item, float32 [T, H]: a row a token, a bar, some messages, or five seconds."""
+        items = _as_list(items)
+        outcomes = self.encode_each(items, modality, pooled=False, batch_size=batch_size, workers=workers)
+        frames = {number: states[0] for number, states in _sound(outcomes)}
+        return [frames[number] for number in range(len(items))]
+
+    def encode_each(
+        self,
+        items: Sequence[Item],
+        modality: str | None = None,
+        *,
+        pooled: bool = True,
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> Iterator[tuple[int, np.ndarray | None, str | None]]:
+        """(number, vector [1, D] or states [1, T, H], None) of each item, or (number, None, why there is none).
+
+        They come as they are done, in no particular order.
+        """
+        encoders = clamp3_encoders(self.loaded, pooled)
+        sequences = self._sequences(items, modality, workers)
+        while chunk := list(itertools.islice(sequences, CHUNK)):
+            by_encoder = defaultdict(list)
+            for number, encoder, rows in chunk:
+                if encoder is None:
+                    yield number, None, _named(items[number], number, rows)
+                else:
+                    by_encoder[encoder].append((number, rows))
+            for encoder, numbered in by_encoder.items():
+                numbers, rows = zip(*numbered, strict=True)
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                    features = encode(encoders[encoder], rows, batch_size)
+                for number, feature in zip(numbers, features, strict=True):
+                    if np.isfinite(feature).all():
+                        yield number, feature, None
+                    else:
+                        message = "expected finite features, but the model gave NaN or infinity"
+                        yield number, None, _named(items[number], number, message)
+
+    def similarity(self, a: Items | np.ndarray, b: Items | np.ndarray) -> np.ndarray:
+        """Cosines of two lists of items, or of vectors: float32 [A, B]."""
+        return self._unit(a) @ self._unit(b).T
+
+    def search(self, query: Items | np.ndarray, among: Items | np.ndarray, top_k: int = 10) -> list[list["Hit"]]:
+        """For each query the closest of `among`, closest first. Both are items, or vectors."""
+        rows, similarities = search(self._unit(query), self._unit(among), top_k)
+        return [list(map(Hit, *found)) for found in zip(rows.tolist(), similarities.tolist(), strict=True)]
+
+    def classify(self, items: Items | np.ndarray, labels: Sequence[str] | Mapping[str, Sequence[str]]) -> list[str]:
+        """The label of each item whose text is closest, with no training; `similarity` says how close.
+
+        `labels` are the texts themselves, or some prompts for each label, whose directions are averaged.
+        """
+        prompts = labels if isinstance(labels, Mapping) else {label: [label] for label in labels}
+        if not prompts:
+            raise InputError("expected at least one label")
+        prototypes = np.stack([self.encode(list(texts), "text").mean(0) for texts in prompts.values()])
+        names = list(prompts)
+        return [names[hits[0].number] for hits in self.search(items, prototypes, top_k=1)]
+
+    def score(self, a: Items | np.ndarray, b: Items | np.ndarray, group: bool = False) -> float:
+        """CLaMP 3 score: the mean cosine of a[i] and b[i]; with `group` the cosine of the means of the two sets.
+
+        InputError for pairs of lists of different lengths.
+        """
+        if group:
+            return centroid_similarity(self._vectors(a), self._vectors(b)).value
+        a, b = self._unit(a), self._unit(b)
+        if len(a) != len(b):
+            raise InputError(f"expected pairs, got {len(a)} and {len(b)} items; sets of any size: group=True")
+        return float(np.einsum("nd,nd->n", a, b).mean())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a folder that `from_pretrained` and every script's --variant take: weights in half precision."""
+        save_variant(folder, self.loaded.model, self.loaded.tokenizer, self.loaded.geometry)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
+        """Saves the variant on the hub, where `from_pretrained` finds it by `repo_id`; returns its address."""
+        hub = huggingface_hub.HfApi()
+        address = hub.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            hub.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision)
+        return str(address)
+
+    def _vectors(self, items: Items | np.ndarray) -> np.ndarray:
+        if not isinstance(items, np.ndarray):
+            return self.encode(items, normalize=False)
+        vectors = np.atleast_2d(items)
+        if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
+            raise InputError(f"expected vectors [N, {self.dimension}], got {list(items.shape)}")
+        return vectors
+
+    def _unit(self, items: Items | np.ndarray) -> np.ndarray:
+        return normalise(self._vectors(items))[0]
+
+    def _sequences(self, items: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[tuple]:
+        """(number, encoder, rows that it takes) of each item, or (number, None, error)."""
+        heard = [] if self._spectral else [n for n, item in enumerate(items) if is_recording(item, modality)]
+        read = partial(read_input, modality=modality)
+        others = sorted({*range(len(items))} - {*heard})
+        files = sum(not isinstance(items[n], str) for n in others)
+        run = _in_turn if workers == 1 or files < FEW else partial(run_jobs, workers=workers)
+        for place, content, error in run(read, [items[n] for n in others]):
+            try:
+                if error:
+                    raise InputError(error)
+                yield others[place], *self._rows(content)
+            except InputError as problem:
+                yield others[place], None, str(problem)
+        for place, feature, error in self._hear([items[n] for n in heard], workers) if heard else ():
+            yield heard[place], *((None, error) if error else self._rows(Input("audio", feature)))
+
+    def _rows(self, content: Input) -> tuple[str, np.ndarray]:
+        """The encoder's name and input; InputError where there is nothing to encode."""
+        if content.modality == "text":
+            return "text", text_tokens(content.value, self.loaded.tokenizer)
+        if content.modality == "audio":
+            return "audio", audio_frames(content.value, self.loaded.geometry.audio_hidden_size)
+        return "symbolic", symbolic_patches(content.value, self._patchilizer)
+
+    def _hear(self, recordings: Sequence[Recording], workers: int | None) -> Iterator[tuple]:
+        mert = self._mert
+        encode_mean = partial(mert.encode, mean=True)
+        return encode_recordings(recordings, mert.read, encode_mean, batch_size=mert.batch_size, workers=workers)
+
+    @cached_property
+    def _mert(self) -> Mert:
+        """Loaded when the first recording comes."""
+        mert = load_mert(self._mert_path)
+        mert.model.to(self.device)
+        return mert
+
+
+class Hit(NamedTuple):
+    """Which of the items that were searched, counted from 0, and its cosine with the query."""
+
+    number: int
+    similarity: float
+
+
+def best_device() -> torch.device:
+    """CUDA, Apple's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _as_list(items: Items) -> list[Item]:
+    one = isinstance(items, str | bytes | os.PathLike | Waveform | mido.MidiFile) or hasattr(items, "isStream")
+    return [items] if one else list(items)
+
+
+def _in_turn(read: partial, items: Sequence[Item]) -> Iterator[tuple]:
+    for number, item in enumerate(items):
+        try:
+            yield number, read(item), None
+        except Exception as error:  # one item's fault
+            yield number, None, describe(error)
+
+
+def _named(item: Item, number: int, error: str) -> str:
+    """An error with its item in it."""
+    name = show(item) if isinstance(item, os.PathLike) else f"item {number}"
+    return error if name in error else f"{name}: {error}"
+
+
+def _sound(outcomes: Iterable[tuple]) -> Iterator[tuple[int, np.ndarray]]:
+    for number, feature, error in outcomes:
+        if error:
+            raise InputError(error)
+        yield number, feature

@@ -1,0 +1,160 @@
+"""Whatever somebody has at hand -> what the encoders read: text, ABC or MTF, or a recording's features.
+
+| item | modality |
+| --- | --- |
+| a str | text |
+| a path (pathlib.Path, or a tune of a file: see scores.Tune) | what its suffix says |
+| bytes | given beside it: text, score, midi or audio |
+| a mido.MidiFile | midi |
+| a music21 stream | score |
+| a Waveform | audio |
+
+A str with the modality score or midi is ABC or MTF. Conversion happens in memory.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mido
+import numpy as np
+
+from clamplib import sound
+from clamplib.arrays import load_array
+from clamplib.files import InputError, show
+from clamplib.mtf import midi_to_mtf, parse_midi
+from clamplib.notation import FIELD, abc_to_xml, alone, interleave, reason, split_tunes, xml_to_abc
+from clamplib.scores import SCORE_SUFFIXES, Tune, decode_text, read_text, score_to_abc
+from clamplib.sound import Waveform
+from clamplib.spectral import recording_features
+
+MODALITIES = ("text", "score", "midi", "audio")
+TEXT_SUFFIXES, MIDI_SUFFIXES, FEATURE_SUFFIXES = (".txt",), (".mid", ".midi", ".mtf"), (".npy",)
+SUFFIXES = (*TEXT_SUFFIXES, *SCORE_SUFFIXES, *MIDI_SUFFIXES, *sound.SUFFIXES)  # of a collection's files
+MTF_BEGIN = "ticks_per_beat"
+
+
+@dataclass(frozen=True)
+class Input:
+    """What an encoder reads: a text, interleaved ABC or MTF, or for audio features float32 [..., T, H]."""
+
+    modality: str  # one of MODALITIES
+    value: str | np.ndarray
+
+
+def modality_of(path: str | os.PathLike) -> str:
+    """What a file holds by its suffix, one of MODALITIES. InputError for others."""
+    suffix = Path(path).suffix.lower()
+    for modality, suffixes in (
+        ("text", TEXT_SUFFIXES),
+        ("score", SCORE_SUFFIXES),
+        ("midi", MIDI_SUFFIXES),
+        ("audio", sound.SUFFIXES + FEATURE_SUFFIXES),
+    ):
+        if suffix in suffixes:
+            return modality
+    raise InputError(f"{show(path)}: expected a file ending in {' '.join(SUFFIXES)}")
+
+
+def is_recording(item: Any, modality: str | None = None) -> bool:
+    """Whether an item is sound, not the features of sound."""
+    if isinstance(item, os.PathLike):
+        suffix = Path(item).suffix.lower()
+        return suffix not in FEATURE_SUFFIXES if modality == "audio" else modality is None and suffix in sound.SUFFIXES
+    return isinstance(item, Waveform) or (isinstance(item, bytes) and modality == "audio")
+
+
+def read_input(item: Any, modality: str | None = None) -> Input:
+    """An item as the encoders read it, a recording as its spectral features. InputError for what cannot be read."""
+    if modality is not None and modality not in MODALITIES:
+        raise InputError(f"expected one of the modalities {', '.join(MODALITIES)}, got {modality!r}")
+    if isinstance(item, os.PathLike):
+        modality = modality or modality_of(item)
+        if not Path(item).is_file():
+            raise InputError(f"{show(item)}: there is no such file")
+        return Input(modality, _READERS[modality](item))
+    if isinstance(item, Waveform):
+        return Input("audio", recording_features(item))
+    if isinstance(item, mido.MidiFile):
+        return Input("midi", midi_to_mtf(item))
+    if isinstance(item, str):
+        return Input(modality or "text", _of_text(item, modality or "text"))
+    if isinstance(item, bytes):
+        if modality is None:
+            raise InputError(f"bytes may be anything: name their modality, one of {', '.join(MODALITIES)}")
+        return Input(modality, _of_bytes(item, modality))
+    if hasattr(item, "isStream"):  # music21's, which is slow to import
+        return Input("score", interleave(xml_to_abc(_stream_to_xml(item))))
+    raise InputError(
+        "expected a text, a path, bytes with a modality, a Waveform, a music21 stream or a mido MidiFile, "
+        f"got {type(item).__name__}"
+    )
+
+
+def _read_text(path: os.PathLike) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{show(path)}: expected UTF-8 text, got other bytes ({error})") from error
+
+
+def _read_score(path: os.PathLike) -> str:
+    try:
+        if not isinstance(path, Tune) and Path(path).suffix.lower() == ".abc":
+            return _abc(read_text(path))
+        return interleave(score_to_abc(path))
+    except InputError as error:
+        raise InputError(str(error) if show(path) in str(error) else f"{show(path)}: {error}") from error
+
+
+def _read_midi(path: os.PathLike) -> str:
+    return _of_text(read_text(path), "midi") if Path(path).suffix.lower() == ".mtf" else midi_to_mtf(path)
+
+
+def _read_audio(path: os.PathLike) -> Any:
+    return load_array(path) if Path(path).suffix.lower() in FEATURE_SUFFIXES else recording_features(path)
+
+
+_READERS = {"text": _read_text, "score": _read_score, "midi": _read_midi, "audio": _read_audio}
+
+
+def _of_text(text: str, modality: str) -> str:
+    if modality == "text":
+        return text
+    if modality == "score":
+        return _abc(text)
+    if modality == "midi" and text.startswith(MTF_BEGIN):
+        return text
+    raise InputError(f"expected {'MTF' if modality == 'midi' else 'a recording'}, got the text {text[:40]!r}")
+
+
+def _of_bytes(data: bytes, modality: str) -> Any:
+    if modality == "audio":
+        return recording_features(data)
+    if modality == "midi" and not data.startswith(MTF_BEGIN.encode()):
+        return midi_to_mtf(parse_midi(data, "this MIDI"))
+    if modality == "score" and (data[:2] == b"PK" or data.lstrip()[:1] == b"<"):
+        return interleave(xml_to_abc(data))
+    return _of_text(decode_text(data, f"this {modality}"), modality)
+
+
+def _abc(text: str) -> str:
+    """ABC of any kind as interleaved ABC; what is interleaved already stays as it is."""
+    music = [line for line in text.splitlines() if line.strip() and not FIELD.match(line)]
+    if music and all(line.startswith("[V:") for line in music):
+        return text
+    tunes = split_tunes(text)
+    if len(tunes) != 1:
+        raise InputError(f"expected one tune of ABC, found {len(tunes)}: take them apart with clamplib.scores.tunes")
+    return interleave(xml_to_abc(abc_to_xml(tunes[0]).encode()))
+
+
+def _stream_to_xml(stream: Any) -> bytes:
+    with alone("music21"):
+        from music21.musicxml.m21ToXml import GeneralObjectExporter
+
+        try:
+            return GeneralObjectExporter(stream).parse()
+        except Exception as error:  # music21 raises whatever a broken score leads to
+            raise InputError(f"music21 cannot write this stream as MusicXML, it met {reason(error)}") from error
