@@ -4,6 +4,7 @@ OPENSCORE ?=
 DATA := out/mini
 BIN := .venv/bin
 READY := .venv/ready
+TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 code/train_clamp3
 
 .PHONY: demo test check bench mini eval-mini setup clean
 
@@ -32,12 +33,15 @@ mini: $(READY)  ## trains mini from nothing: make mini OPENSCORE=folder [ESSEN=1
 	rm -rf $(DATA)
 	$(BIN)/python mini/build.py $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
 	$(BIN)/python code/train_m3.py --config mini/config.py
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 code/train_clamp3_symbolic.py --config mini/config.py
+	for stage in 1_short 2_long 3_scores; do $(TRAIN)_symbolic.py --config mini/config.py mini/stages/$$stage.py || exit 1; done
+	$(BIN)/python mini/build_audio.py $(DATA)
+	$(TRAIN)_audio.py --config mini/config.py mini/stages/4_audio.py
 	$(BIN)/python code/export_clamp3.py --config mini/config.py $(if $(ESSEN),$(DATA)/variant,code/clamplib/mini)
 	$(if $(ESSEN),,cp $(DATA)/held_out_tunes.txt mini/)
 
 eval-mini: $(READY)  ## prints what mini is worth on held-out pieces: make eval-mini [OPENSCORE=folder]
 	$(BIN)/python mini/build.py $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
+	$(BIN)/python mini/build_audio.py $(DATA) --held_out
 	$(BIN)/python mini/evaluate.py $(DATA) --variant $(if $(ESSEN),$(DATA)/variant,mini)
 
 clean:

@@ -70,6 +70,7 @@ def run_training(modality: str | None, description: str, example: str, argv: lis
 def _train(modality: str | None, settings: SimpleNamespace, model_name: str, device: torch.device) -> int:
     torch.manual_seed(settings.SEED)  # of the weights that begin at random
     stage = {"modality": modality, "freeze_text": settings.FREEZE_TEXT} if modality else {}
+    stage["patch_length"] = settings.PATCH_LENGTH
     recipe = make_recipe(settings, model_name, stage)
     model, *parts = clamp3_training(modality, settings, recipe) if modality else m3_training(settings)
     if device.type == "cpu":

@@ -136,7 +136,8 @@ def write_split(records: list[dict], output: Path) -> None:
     _write_jsonl(output / "heldout.jsonl", held_out)
     names = [record["id"] for record in held_out if _files(record, "raw")]
     (output / "held_out_tunes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    make_text_model(output / "text_model", (text for line in lines for text in _texts(line)))
+    if not (output / "text_model").exists():  # a model may have been trained with it
+        make_text_model(output / "text_model", (text for line in lines for text in _texts(line)))
     counts = Counter((r["facts"]["collection"] or r["id"].split("/")[0]) for r in held_out)
     print(f"{len(training)} pieces to train on ({len(lines)} lines), {len(evaluation)} to evaluate, ", end="")
     print(f"{len(held_out)} held out: " + ", ".join(f"{name} {n}" for name, n in counts.most_common()))
@@ -158,7 +159,7 @@ def training_lines(record: dict) -> Iterable[dict]:
         ]
         yield {
             "id": f"{record['id']}@{tonic}" if tonic else record["id"],
-            "filepaths": [*files, audio_name(files)],
+            "filepaths": files if tonic else [*files, audio_name(files)],  # copies in other keys are not rendered
             "language": "en",
             **english,
             "translations": translations,

@@ -2,7 +2,7 @@
 
     python mini/build_audio.py out/mini
 
-Every MTF file is played once (see render): training pieces by one sound font, held-out clips by another with other
+Every piece is played once (see render): training pieces by one sound font, held-out clips by another with other
 instruments. What is kept of a clip is its spectral features, audio/<same path>.npy, which train.jsonl and eval.jsonl
 name beside the scores.
 """
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     reports = [play(clips, args.data, MERLIN, args.workers)]
     if not args.held_out:
         lines = [line for name in ("train", "eval") for line in read_jsonl(args.data / f"{name}.jsonl")]
-        reports.append(play([audio_name(line["filepaths"]) for line in lines], args.data, TIMGM6MB, args.workers))
+        heard = [name for line in lines for name in line["filepaths"] if name.startswith("audio/")]
+        reports.append(play(heard, args.data, TIMGM6MB, args.workers))
     for report in reports:
         print(report.summary())
     return max(report.exit_status for report in reports)

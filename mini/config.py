@@ -1,4 +1,6 @@
-"""How `mini` is trained: code/config.py's names with other values, for `--config mini/config.py`.
+"""How `mini` is trained: code/config.py's names with other values; those of a stage are in mini/stages.
+
+    python code/train_clamp3_symbolic.py --config mini/config.py mini/stages/1_short.py
 
 Relative paths are relative to this file.
 """
@@ -18,7 +20,7 @@ CLAMP3_TRAIN_JSONL = "../out/mini/train.jsonl"
 CLAMP3_EVAL_JSONL = "../out/mini/eval.jsonl"
 
 # sizes
-PATCH_LENGTH = 64  # a tune in ABC; longer pieces are read in several segments
+PATCH_LENGTH = 128  # nearly every tune, in ABC and as MIDI; longer pieces are read in several segments
 PATCH_NUM_LAYERS = 4
 TOKEN_NUM_LAYERS = 1
 M3_HIDDEN_SIZE = 192
@@ -39,11 +41,7 @@ M3_LOGS_PATH = "../out/mini/logs_m3.txt"
 
 # CLaMP 3
 CLAMP3_VARIANT = "mini"
-CLAMP3_NUM_EPOCH = 28
-CLAMP3_LEARNING_RATE = 8e-4
-CLAMP3_WARMUP_STEPS = 150
 CLAMP3_LOAD_M3 = False  # from M3's weights all pieces begin alike (cosine .996), and the loss stays at chance
-CLAMP3_BATCH_SIZE = 32  # in each of two processes
 CLAMP3_WEIGHTS_PATH = "../out/mini/weights_clamp3.pth"
 CLAMP3_LOGS_PATH = "../out/mini/logs_clamp3.txt"
 HIDE_HEADER_RATIO = 0.25  # else key and metre are only read off the header
@@ -51,4 +49,3 @@ LEARNED_TEMPERATURE = True
 LOGIT_SCALE = 5  # at 14 (CLIP) and without clipping the features collapse within 20 steps
 GRADIENT_CLIP = 0.5
 MASK_SAME_TEXT = True
-PAIR_WEIGHT = 0.25

@@ -275,6 +275,21 @@ def test_another_modality_gives_weights_only(run, make_config, capsys):
     assert_same({"model": before}, after)
 
 
+@pytest.mark.parametrize("length", [8, 24])
+def test_another_patch_length_keeps_the_positions_there_are(length, run, make_config, capsys):
+    config = make_config(CLAMP3_NUM_EPOCH=1, CLAMP3_LEARNING_RATE=0.0, PATCH_LENGTH=16)
+    assert run(SYMBOLIC, config) == 0
+    before = weights(config, "clamp3_latest")["model"]
+    config.write_text(config.read_text() + f"PATCH_LENGTH = {length}\n")
+    assert run(SYMBOLIC, config) == 0
+    assert "a new stage begins, its patch_length differing" in capsys.readouterr().out
+    after = weights(config, "clamp3_latest")
+    name, kept = "symbolic_model.base.embeddings.position_embeddings.weight", min(length, 16)
+    positions = after["model"].pop(name)
+    assert len(positions) == length and torch.equal(positions[:kept], before.pop(name)[:kept])
+    assert_same({"model": before}, after)
+
+
 @pytest.mark.parametrize(("script", "frozen"), [(SYMBOLIC, "audio_"), (AUDIO, "symbolic_")])
 @pytest.mark.parametrize("freeze_text", [True, False])
 def test_frozen_parts_stay(script, frozen, freeze_text, run, make_config, monkeypatch):

@@ -38,6 +38,7 @@ PUBLISHED_SIZES = {  # bytes, by name; None where it is not known
     Geometry().m3_weights_name(): None,
 }
 CONFIG, CLAMP3_WEIGHTS, M3_WEIGHTS = "config.json", "model.safetensors", "m3.safetensors"
+PATCH_POSITIONS = "base.embeddings.position_embeddings.weight"  # of the encoder over patches
 HUB_NAME, SHA256 = re.compile(r"[\w.-]+/[\w.-]+"), re.compile("[0-9a-f]{64}")
 HASHED_AT_ONCE = 100_000_000  # bytes; the hash of a larger file is kept beside it
 USE_MINI = "or use --variant mini, which needs no download"
@@ -177,6 +178,16 @@ def load_tokenizer(geometry: Geometry) -> PreTrainedTokenizerBase:
             f"the tokenizer of {geometry.text_model_name} is not in the cache of huggingface_hub and "
             f"could not be fetched ({_first_line(error)}). Run once with a network, {USE_MINI}."
         ) from error
+
+
+def fit_positions(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights for another number of patches: positions that the model has no more go, new ones are as they begin."""
+    fitting = dict(state)
+    for name, own in model.state_dict().items():
+        if name.endswith(PATCH_POSITIONS) and name in state and state[name].shape[1:] == own.shape[1:]:
+            rows = min(len(state[name]), len(own))
+            fitting[name] = torch.cat([state[name][:rows], own[rows:].to(state[name])])
+    return fitting
 
 
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from clamplib import distributed
-from clamplib.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from clamplib.checkpoints import fit_positions, load_checkpoint, load_weights, save_checkpoint
 from clamplib.files import InputError
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class TrainingState:
         """Takes the best weights of the stage before."""
         best = self.recipe.weights_path
         path = best if best.is_file() else self.recipe.latest_path
-        load_weights(self.model, load_checkpoint(path)["model"], path)
+        load_weights(self.model, fit_positions(load_checkpoint(path)["model"], self.model), path)
         logger.info("Weights from %s; a new stage begins, its %s differing.", path, ", ".join(differing))
 
 

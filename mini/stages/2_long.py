@@ -1,0 +1,7 @@
+"""Whole tunes, in larger batches, ABC and MIDI of a piece drawn closer together."""
+
+CLAMP3_NUM_EPOCH = 10
+CLAMP3_LEARNING_RATE = 8e-4
+CLAMP3_WARMUP_STEPS = 100
+CLAMP3_BATCH_SIZE = 64  # in each of two processes
+PAIR_WEIGHT = 0.5

@@ -1,0 +1,8 @@
+"""The recordings come to texts and scores, which stay."""
+
+FREEZE_TEXT = True
+CLAMP3_NUM_EPOCH = 12
+CLAMP3_LEARNING_RATE = 1e-3
+CLAMP3_WARMUP_STEPS = 100
+CLAMP3_BATCH_SIZE = 64  # in each of two processes
+PAIR_WEIGHT = 1.0  # a recording is drawn to a score of the piece as much as to its text
