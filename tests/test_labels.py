@@ -26,7 +26,7 @@ def table(path, text):
 
 def labels(folder, source="names"):
     features = load_features(folder)
-    return dict(zip(features.keys, feature_labels(features, folder, source), strict=True))
+    return dict(zip(features.keys, feature_labels(features.paths, features.keys, folder, source), strict=True))
 
 
 def test_the_label_stands_before_the_first_underscore(folder):

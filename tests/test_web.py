@@ -29,7 +29,8 @@ from clamplib.encoder import CLaMP3Encoder
 from clamplib.files import InputError
 from clamplib.library import embed_library, find_sources
 from clamplib.notation import abc_to_xml, interleave, xml_to_abc
-from clamplib.previews import Previews, draw_roll, engrave, play, title
+from clamplib.previews import Previews, draw_roll, engrave, play
+from clamplib.scores import title
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HERE = "http://127.0.0.1:8642"

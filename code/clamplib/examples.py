@@ -42,7 +42,7 @@ def labelled(features: Features, folder: str | Path, source: str | Path = FROM_N
 
     InputError where none has a label (see `labels.feature_labels`).
     """
-    labels = feature_labels(features, folder, source)
+    labels = feature_labels(features.paths, features.keys, folder, source)
     rows = [row for row, label in enumerate(labels) if label is not None]
     if len(rows) < len(labels):
         without = show(features.paths[labels.index(None)])

@@ -12,12 +12,11 @@ its first dot. A table is needed where labels hold a `_` themselves (`hip_hop`),
 import csv
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clamplib.files import InputError, atomic_path, show
-from clamplib.retrieval import Features
 
 FROM_NAMES = "names"  # in place of a table
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -95,38 +94,33 @@ def _json_object(line: str, place: str) -> dict:
     return row
 
 
-def feature_labels(features: Features, folder: str | Path, source: str | Path = FROM_NAMES) -> list[str | None]:
-    """The label of each feature of a folder, None where there is none.
+def feature_labels(
+    paths: Sequence[Path], keys: Sequence[str], folder: str | Path, source: str | Path = FROM_NAMES
+) -> list[str | None]:
+    """The label of each file of a folder by its path or its key (see `retrieval`), None where there is none.
 
-    source: "names", or the file of a table. InputError where no feature has a label.
+    source: "names", or the file of a table. InputError where nothing has a label.
     """
     if source == FROM_NAMES:
-        labels = [label_in_name(path) or None for path in features.paths]
+        labels = [label_in_name(path) or None for path in paths]
     else:
         table = read_table(source)
-        labels = [
-            next((table.labels[name] for name in names if name in table.labels), None)
-            for names in _table_names(features, folder, table.column)
-        ]
+        names = [[key] for key in keys] if table.column == "key" else [_table_names(path, folder) for path in paths]
+        labels = [next((table.labels[name] for name in own if name in table.labels), None) for own in names]
         if not any(labels):
-            known, wanted = next(iter(table.labels)), next(_table_names(features, folder, table.column))
             raise InputError(
-                f"{show(table.file)}: expected labels of the features in {show(folder)}, such as "
-                f"{table.column} {wanted[0]!r}; its {len(table.labels)} rows, such as {known!r}, name none of them"
+                f"{show(table.file)}: expected labels of what is in {show(folder)}, such as {table.column} "
+                f"{names[0][0]!r}; its {len(table.labels)} rows, such as {next(iter(table.labels))!r}, name none of it"
             )
     if not any(labels):
         raise InputError(f"{show(folder)}: expected names that begin with a label and `_`, found none")
     return labels
 
 
-def _table_names(features: Features, folder: str | Path, column: str) -> Iterator[list[str]]:
-    """What a table may call each feature."""
-    if column == "key":
-        yield from ([key] for key in features.keys)
-        return
-    for path in features.paths:
-        below = path.relative_to(folder) if path != Path(folder) else Path(path.name)
-        yield [below.as_posix(), path.as_posix(), path.resolve().as_posix()]
+def _table_names(path: Path, folder: str | Path) -> list[str]:
+    """What a table may call a file."""
+    below = path.relative_to(folder) if path != Path(folder) else Path(path.name)
+    return [below.as_posix(), path.as_posix(), path.resolve().as_posix()]
 
 
 def merged_labels(paths: Iterable[str | Path]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""What a source looks and sounds like: its title, engraved notation, a piano roll, its first minute as sound.
+"""What a source looks and sounds like: engraved notation, a piano roll, its first minute as sound.
 
 Scores are engraved by verovio, and what is notes is played by midirenderer with the sound font of pretty_midi. All of
 that holds Python's lock, and a score that nobody foresaw may crash an engraver, so `Previews` leaves it to a process
@@ -7,7 +7,6 @@ of its own.
 
 import asyncio
 import base64
-import html
 import io
 import itertools
 import os
@@ -27,8 +26,8 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from clamplib.files import InputError, atomic_path, describe, is_done, show
 from clamplib.inputs import modality_of
 from clamplib.mtf import mtf_to_midi, parse_midi
-from clamplib.notation import abc_to_xml, split_tunes
-from clamplib.scores import MUSICXML_SUFFIXES, read_text, split_kern, to_musicxml
+from clamplib.notation import abc_to_xml
+from clamplib.scores import read_text, score_text
 from clamplib.sound import Waveform
 
 try:
@@ -53,25 +52,8 @@ COLOURS = ("#3f6f8f", "#a2603a", "#5f7d4a", "#7d5a86", "#8a7430", "#4d7f7b")
 DRUM_COLOUR, LINE_COLOUR = "#b9b4ab", "#e4e0d7"
 
 SOUND_RATE = 44_100  # of a recording that is decoded here
-TITLES = {  # how a score says what it is called
-    ".abc": r"^T:[ \t]*(.+)",
-    ".krn": r"^!!!OTL[^:]*:[ \t]*(.+)",
-    ".mei": r"<title(?: [^>]*)?>\s*([^<\s][^<]*)",
-} | dict.fromkeys(MUSICXML_SUFFIXES, r"<(?:work|movement)-title>([^<]+)")
 TREBLE = "<attributes><clef><sign>G</sign><line>2</line></clef></attributes>"
 BPM = 120  # of the MIDI that is played; its tempo changes are in its times
-
-
-def title(source: os.PathLike) -> str | None:
-    """What a score calls itself, or None."""
-    pattern = TITLES.get(Path(source).suffix.lower())
-    if pattern is None:
-        return None
-    try:
-        found = re.search(pattern, _score(source), re.M)
-    except (InputError, OSError, IndexError):
-        return None
-    return html.unescape(found[1]).strip() or None if found else None
 
 
 def engrave(source: os.PathLike, target: Path, width: int = WIDE) -> None:
@@ -163,22 +145,8 @@ def _write(write: Callable[[Path], None], target: Path) -> str | None:
         return describe(error)
 
 
-def _score(source: os.PathLike) -> str:
-    """A score, or one tune of a file, as it is written: ABC, kern, MEI or MusicXML."""
-    path = Path(source)
-    suffix, tune = path.suffix.lower(), getattr(source, "number", 1) - 1
-    if suffix == ".abc":
-        return split_tunes(read_text(path))[tune]
-    if suffix == ".krn":
-        return split_kern(read_text(path))[tune]
-    if suffix == ".mei":
-        return read_text(path)
-    data = to_musicxml(path)[0]
-    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-
-
 def _loaded(source: os.PathLike, width: int) -> verovio.toolkit:
-    score, suffix = _score(source), Path(source).suffix.lower()
+    score, suffix = score_text(source), Path(source).suffix.lower()
     if suffix not in (".krn", ".mei"):  # which verovio reads itself
         score = _first_measures(abc_to_xml(score) if suffix == ".abc" else score)
     verovio.enableLog(verovio.LOG_OFF)

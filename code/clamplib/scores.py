@@ -4,6 +4,7 @@ ABC goes by abc2xml, the others by music21, all of them by way of MusicXML. A fi
 sources, so that each is converted, resumed and reported by itself.
 """
 
+import html
 import os
 import re
 import tempfile
@@ -18,6 +19,11 @@ MUSICXML_SUFFIXES = (".xml", ".musicxml", ".mxl")
 TUNEBOOK_SUFFIXES = (".abc", ".krn")  # of files that may hold many tunes
 MUSIC21_SUFFIXES = (".mei", ".nwc", ".nwctxt", ".rntxt", ".rntext", ".romantext", ".rtxt", ".capx", ".musedata")
 SCORE_SUFFIXES = (*MUSICXML_SUFFIXES, *TUNEBOOK_SUFFIXES, *MUSIC21_SUFFIXES)
+TITLES = {  # how a score says what it is called
+    ".abc": r"^T:[ \t]*(.+)",
+    ".krn": r"^!!!OTL[^:]*:[ \t]*(.+)",
+    ".mei": r"<title(?: [^>]*)?>\s*([^<\s][^<]*)",
+} | dict.fromkeys(MUSICXML_SUFFIXES, r"<(?:work|movement)-title>([^<]+)")
 KERN_END = re.compile(r"^\*-(?:\t\*-)*[ \t\r]*\n?", re.M)  # the line that ends all spines
 
 
@@ -75,6 +81,27 @@ def tunes(path: Path) -> list[Path | Tune]:
     except (OSError, InputError):
         count = 1
     return [path] if count == 1 else [Tune(path, number) for number in range(1, count + 1)]
+
+
+def title(score: os.PathLike) -> str | None:
+    """What a score, or one tune of a file, calls itself; None where it does not, or cannot be read."""
+    pattern = TITLES.get(Path(score).suffix.lower())
+    try:
+        found = re.search(pattern, score_text(score), re.M) if pattern else None
+    except (InputError, OSError, IndexError):
+        return None
+    return html.unescape(found[1]).strip() or None if found else None
+
+
+def score_text(score: os.PathLike) -> str:
+    """A score, or one tune of a file, as it is written: ABC, kern, MEI, or else as MusicXML. Raises InputError."""
+    path = Path(score)
+    if path.suffix.lower() in TUNEBOOK_SUFFIXES:
+        return _texts(path, path.stat().st_mtime_ns)[getattr(score, "number", 1) - 1]
+    if path.suffix.lower() == ".mei":
+        return read_text(path)
+    data = to_musicxml(path)[0]
+    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
 
 @lru_cache(maxsize=1)

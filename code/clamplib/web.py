@@ -33,8 +33,8 @@ import numpy as np
 
 from clamplib.files import InputError, show
 from clamplib.inputs import MODALITIES, SUFFIXES
-from clamplib.previews import NARROW, WIDE, Previews, draw_roll, engrave, play, title
-from clamplib.scores import Tune, tunes
+from clamplib.previews import NARROW, WIDE, Previews, draw_roll, engrave, play
+from clamplib.scores import Tune, title, tunes
 
 try:
     import uvicorn

@@ -74,7 +74,8 @@ def judge(labelling: Labelling, feature_folder: str | Path, source: str | Path) 
     Left out are features without a label, or with one that is no class. InputError where all are.
     """
     index = {name: number for number, name in enumerate(labelling.classes)}
-    truth = feature_labels(labelling.features, feature_folder, source)
+    features = labelling.features
+    truth = feature_labels(features.paths, features.keys, feature_folder, source)
     known = [row for row, label in enumerate(truth) if label in index]
     if not known:
         label = next(filter(None, truth))

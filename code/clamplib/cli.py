@@ -1,0 +1,538 @@
+"""The `clamp3` command: what the library does, in a line of a shell.
+
+Wherever a command takes a folder, its files may be of any kind that the encoder takes; they are converted and embedded
+on the way, each once (see `cache`). A folder of features (.npy, see extract_clamp3.py) is taken as it is.
+"""
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clamplib import __version__, confusion, distances, metrics, retrieval
+from clamplib.batch import positive
+from clamplib.files import InputError, atomic_path, key, show
+from clamplib.labels import FROM_NAMES, feature_labels
+from clamplib.retrieval import Features
+from clamplib.scores import Tune, title
+from clamplib.space import check_same_space, read_space
+
+if TYPE_CHECKING:  # with torch, which --help does not need
+    from clamplib.cache import VectorCache
+    from clamplib.encoder import CLaMP3Encoder
+    from clamplib.index import Index
+
+FOLDER = "a folder of scores, MIDI, recordings and texts, of features, or one file"
+BY_FOLDER, BY_MODALITY = "folders", "modalities"
+DEMO_QUESTIONS = (
+    "a lively jig in six eight",
+    "ein langsames, trauriges Lied",
+    "un hornpipe de marins",
+    "una canción lenta y melancólica",
+    "速いリール",
+)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The vectors of a folder or file: what each is of, its modality ("" where unknown), and what failed."""
+
+    features: Features
+    sources: list[os.PathLike]
+    modalities: list[str]
+    failures: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: `text` for people, `data` for programs; `failures` (file, error) make the status 1."""
+
+    text: str
+    data: dict
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        answer = args.run(args)
+    except (InputError, OSError, ImportError, ValueError) as error:
+        print(json.dumps({"error": str(error)}) if args.json else f"error: {error}", file=_out(args))
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was embedded is kept", file=sys.stderr)
+        return 130
+    if args.json:
+        print(json.dumps({**answer.data, "failures": answer.failures}, ensure_ascii=False))
+    else:
+        for failure in answer.failures:
+            print(f"left out: {failure['error']}", file=sys.stderr)
+        print(answer.text)
+    return 1 if answer.failures else 0
+
+
+def _out(args: argparse.Namespace) -> io.TextIOBase:
+    return sys.stdout if args.json else sys.stderr
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="clamp3",
+        description="Scores, MIDI, recordings and texts in one vector space: search, evaluate, classify, draw.",
+        epilog='example: clamp3 search "a slow air in D minor" ~/music --variant mini',
+    )
+    parser.add_argument("--version", action="version", version=f"clamplib {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(run: Callable, example: str) -> argparse.ArgumentParser:
+        name = run.__name__.removesuffix("_")
+        text = run.__doc__.replace("%", "%%")
+        one = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example: clamp3 {name} {example}",
+        )
+        one.set_defaults(run=run)
+        common = one.add_argument_group("common options")
+        common.add_argument(
+            "--variant", default="saas", help="saas (default), c2, mini, a folder, or owner/name of the hub"
+        )
+        common.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
+        common.add_argument("--workers", type=positive, help="processes that convert; default: one a core")
+        common.add_argument("--no_cache", action="store_true", help="make every vector anew, and keep none")
+        common.add_argument("--json", action="store_true", help="answer in JSON")
+        return one
+
+    one = command(embed, "~/music features --variant mini")
+    one.add_argument("folder", help=FOLDER)
+    one.add_argument("output", help="folder for a .npy [1, D] a file; sub-folders are kept, what is up to date skipped")
+    one.add_argument("--backend", choices=("ray", "dask"), help="embed on a cluster; default: here")
+
+    one = command(search, '"a slow air in D minor" ~/music --variant mini')
+    one.add_argument("query", help="a sentence in any language, or a file")
+    one.add_argument("library", nargs="?", help=f"{FOLDER}; or an index (see clamp3 index)")
+    one.add_argument("--milvus", metavar="URI", help="search the Milvus index in a .db file or at http://…")
+    one.add_argument("--top_k", type=positive, default=10, help="how many (default: %(default)s)")
+    one.add_argument("--modality", choices=("text", "score", "midi", "audio"), help="only these")
+    one.add_argument("--below", metavar="FOLDER", help="only files below this folder (of an index)")
+    one.add_argument("--label", help="only files of this label (of an index)")
+
+    one = command(score, "generated real --variant mini")
+    one.add_argument("a", help=f"what is judged: {FOLDER}")
+    one.add_argument("b", help="what it is compared with, likewise")
+    one.add_argument("--csv", type=Path, help="file for the similarity of every pair")
+
+    one = command(eval_, "texts scores --variant mini --csv ranks.csv")
+    one.add_argument("queries", help=FOLDER)
+    one.add_argument("references", help="likewise; what belongs together has one name up to the first dot")
+    one.add_argument("--at", type=positive, nargs="+", default=[1, 10, 100], help="k of Hit@k (default: 1 10 100)")
+    one.add_argument("--csv", type=Path, help="file for the rank of every query")
+
+    one = command(classify, "~/music jig reel air --variant mini")
+    one.add_argument("folder", help=FOLDER)
+    one.add_argument("classes", nargs="*", help="the classes, in words")
+    one.add_argument("--prompts", type=Path, help="JSON of the classes, each with a list of texts")
+    one.add_argument("--labels", help=f"the truth, to be judged by it: {FROM_NAMES}, {BY_FOLDER}, or a table of labels")
+
+    one = command(map_, "~/music map.html --labels folders --variant mini")
+    one.add_argument("folder", help=FOLDER)
+    one.add_argument("output", type=Path, nargs="?", default=Path("map.html"), help=".html, .png, .pdf or .svg")
+    one.add_argument("--method", choices=("pca", "umap", "tsne"), default="pca", help="default: %(default)s")
+    one.add_argument(
+        "--labels",
+        default=BY_FOLDER,
+        help=f"colours: {BY_FOLDER} (default), {BY_MODALITY}, {FROM_NAMES}, or a table of labels",
+    )
+
+    one = command(index, "~/music library --variant mini")
+    one.add_argument("folder", help=FOLDER)
+    one.add_argument("index", nargs="?", help="folder of the index, which is made or brought up to date")
+    one.add_argument("--milvus", metavar="URI", help="an index in Milvus instead: a .db file, or http://…")
+    one.add_argument("--labels", help=f"labels to filter by: {FROM_NAMES}, {BY_FOLDER}, or a table of labels")
+    one.add_argument("--backend", choices=("ray", "dask"), help="embed on a cluster; default: here")
+
+    one = command(serve, "~/music --variant mini")
+    one.add_argument("folder", help=FOLDER)
+    one.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
+    one.add_argument("--port", type=int, default=8642, help="default: %(default)s; 0: a free one")
+    one.add_argument("--open", action="store_true", help="show it in the browser")
+
+    one = command(demo, "")
+    one.set_defaults(variant="mini")
+    return parser
+
+
+# ------------------------------------------------------------------------------------------- commands
+
+
+def embed(args: argparse.Namespace) -> Answer:
+    """Write a vector (.npy) for every file of a folder."""
+    from clamplib.extraction import close_jobs, input_files, open_jobs, save_feature
+    from clamplib.inputs import SUFFIXES
+    from clamplib.library import embed_each
+    from clamplib.scores import tunes
+
+    files = input_files(args.folder, args.output, SUFFIXES)
+    sources = {getattr(source, "alias", source): source for file in files for source in tunes(file)}
+    encoder = _encoder(args)
+    jobs, report = open_jobs(list(sources), args.folder, args.output, encoder.space)
+    wanted = [sources[alias] for alias, _ in jobs]
+    for number, vector, error in _progress(
+        embed_each(encoder, wanted, cache=_cache(args), workers=args.workers, backend=args.backend), len(wanted)
+    ):
+        if error:
+            report.add_failure(wanted[number], error)
+        else:
+            save_feature(wanted[number], jobs[number][1], vector[None], report)
+    report = close_jobs(report, args.output)
+    return Answer(report.summary(), {"done": report.done, "skipped": report.skipped}, report.failures)
+
+
+def search(args: argparse.Namespace) -> Answer:
+    """Find what is closest to a sentence or a file."""
+    encoder = _encoder(args)
+    query = encoder.encode(Path(args.query) if _is_file(args.query) else args.query)
+    failures = []
+    if args.milvus or args.library and _is_index(args.library):
+        with _index(args.milvus or args.library, encoder.space) as store:
+            below = os.path.abspath(args.below) if args.below else None
+            found = store.search(query, args.top_k, folder=below, label=args.label, modality=args.modality)[0]
+            hits = [(hit.path, hit.modality, hit.similarity) for hit in found]
+    elif args.library:
+        if args.below or args.label:
+            raise InputError("--below and --label need an index (see clamp3 index); name a folder within instead")
+        opened = _open(args, args.library, encoder)
+        failures = opened.failures
+        kept = [row for row, modality in enumerate(opened.modalities) if args.modality in (None, modality)]
+        if not kept:
+            raise InputError(f"{show(args.library)}: expected {args.modality} files, found none")
+        rows, similarities = retrieval.search(query, opened.features.matrix[kept], args.top_k)
+        order = [kept[row] for row in rows[0]]
+        found = zip(order, similarities[0].tolist(), strict=True)
+        hits = [(str(opened.sources[n]), opened.modalities[n], similarity) for n, similarity in found]
+    else:
+        raise InputError("expected a folder or an index to search, or --milvus URI")
+    text = "\n".join(f"{similarity:6.3f}  {path}" for path, _, similarity in hits)
+    names = ("path", "modality", "similarity")
+    return Answer(text, {"query": args.query, "hits": [dict(zip(names, hit, strict=True)) for hit in hits]}, failures)
+
+
+def score(args: argparse.Namespace) -> Answer:
+    """Say how close two sets are: pairs (CLaMP score), centroids, Frechet and kernel distance."""
+    encoder = _encoder(args)
+    opened = [_open(args, path, encoder) for path in (args.a, args.b)]
+    a, b = (each.features for each in opened)
+    rows: dict[str, metrics.Estimate | float] = {}
+    notes = []
+    if set(a.keys) & set(b.keys):
+        pairs = retrieval.pair(a, b)
+        similarities = retrieval.pair_similarities(pairs)
+        rows["similarity of pairs"] = metrics.bootstrap(similarities)
+        notes.append(f"{len(similarities)} pairs of equal names")
+        if args.csv:
+            records = retrieval.pair_records(pairs, "similarity", similarities)
+            write_csv(args.csv, records[0], [record.values() for record in records])
+    elif args.csv:
+        raise InputError("--csv lists pairs, but no name (up to its first dot) is in both folders")
+    raw_a, raw_b = a.lengths[:, None] * a.matrix, b.lengths[:, None] * b.matrix
+    if min(len(a), len(b)) > 1:
+        rows["similarity of centroids"] = distances.centroid_similarity(raw_a, raw_b)
+        rows["Frechet distance"] = distances.frechet_distance(raw_a, raw_b)
+        rows["kernel distance (KAD)"] = distances.kernel_distance(raw_a, raw_b)
+        remark = distances.sample_size_remark(len(a), len(b), a.matrix.shape[1])
+        notes += [remark] if remark else []
+    text = f"{len(a)} and {len(b)} vectors\n" + _table(rows) + "".join(f"\n{note}" for note in notes)
+    return Answer(text, {"sizes": [len(a), len(b)], **_numbers(rows), "notes": notes}, _failures(opened))
+
+
+def eval_(args: argparse.Namespace) -> Answer:
+    """Measure retrieval: MRR, Hit@k, nDCG@k, median rank, with 95 % confidence intervals."""
+    encoder = _encoder(args)
+    opened = [_open(args, path, encoder) for path in (args.queries, args.references)]
+    queries, references = (each.features for each in opened)
+    pairs = retrieval.pair(queries, references)
+    ranks = retrieval.pair_ranks(pairs)
+    values = metrics.rank_values(ranks, args.at)
+    if args.csv:
+        named = [list(record.values())[:2] for record in retrieval.pair_records(pairs, "rank", ranks)]
+        rows = [[*names, *numbers] for names, numbers in zip(named, zip(*values.values(), strict=True), strict=True)]
+        write_csv(args.csv, ["query", "reference", *values], rows)
+    counts = {"queries": len(ranks), "references": len(np.unique(pairs.targets))}
+    left = {"queries": len(queries) - len(ranks), "references": len(references) - counts["references"]}
+    text = f"{counts['queries']} queries among {counts['references']} references"
+    text += f" ({left['queries']} and {left['references']} without a partner)\n" if any(left.values()) else "\n"
+    summary = metrics.summarise(values)
+    return Answer(text + _table(summary), {**counts, **_numbers(summary)}, _failures(opened))
+
+
+def classify(args: argparse.Namespace) -> Answer:
+    """Give every file the class whose words are closest, with no training; judge it where the truth is known."""
+    prompts = json.loads(args.prompts.read_text("utf-8")) if args.prompts else {name: [name] for name in args.classes}
+    if len(prompts) < 2:
+        raise InputError("expected at least two classes to choose from: name them, or give --prompts FILE.json")
+    encoder = _encoder(args)
+    opened = _open(args, args.folder, encoder)
+    classes = list(prompts)
+    rows, similarities = retrieval.search(opened.features.matrix, encoder.prototypes(prompts), top_k=1)
+    given, similarities = [classes[row] for row in rows[:, 0]], similarities[:, 0].tolist()
+    found = list(zip(map(str, opened.sources), given, similarities, strict=True))
+    lines = [f"{similarity:6.3f}  {label}  {path}" for path, label, similarity in found]
+    data: dict = {"labels": [dict(zip(("path", "label", "similarity"), each, strict=True)) for each in found]}
+    if args.labels:
+        truth = _labels(opened.features.paths, args.folder, args.labels)
+        known = [row for row, label in enumerate(truth) if label in prompts]
+        if not known:
+            raise InputError(f"expected true labels among {', '.join(classes)}; got others, such as {truth[0]!r}")
+        counts = metrics.confusion_matrix([classes.index(truth[row]) for row in known], rows[known, 0], len(classes))
+        judged = metrics.classification_metrics(counts)
+        low, high = metrics.wilson_interval(judged["accuracy"], len(known))
+        lines += ["", confusion.describe_confusion(counts, classes)]
+        lines += [f"accuracy {judged['accuracy']:.3f} ({low:.3f} to {high:.3f}), macro F1 {judged['f1_macro']:.3f}"]
+        data |= {**judged, "accuracy_interval": [low, high], "confusion": counts.tolist(), "classes": classes}
+    return Answer("\n".join(lines), data, opened.failures)
+
+
+def map_(args: argparse.Namespace) -> Answer:
+    """Draw the embedding space of a folder, as a page (.html) or as a picture."""
+    from clamplib import maps
+
+    encoder = _encoder(args)
+    opened = _open(args, args.folder, encoder)
+    matrix, modalities = opened.features.matrix, opened.modalities
+    labels = modalities if args.labels == BY_MODALITY else _labels(opened.features.paths, args.folder, args.labels)
+    labels = [label or "" for label in labels]
+    points = maps.project(matrix, args.method)
+    name = f"{Path(args.folder).resolve().name}, {args.method.upper()}"
+    axes = maps.pca_axes(maps.pca(matrix)[1]) if args.method == "pca" else ("", "")
+    looks = {"labels": labels, "modalities": modalities, "title": name, "axes": axes}
+    if args.output.suffix.lower() in (".html", ".htm"):
+        titles = [_title(source) for source in opened.sources]
+        maps.draw_html(points, args.output, titles=titles, details=list(map(str, opened.sources)), **looks)
+    else:
+        maps.draw_png(points, args.output, **looks)
+    data = {"points": len(points), "output": str(args.output)}
+    return Answer(f"{len(points)} points in {show(args.output)}", data, opened.failures)
+
+
+def index(args: argparse.Namespace) -> Answer:
+    """Make an index of a folder for `clamp3 search`, or bring it up to date."""
+    from clamplib.cache import VectorCache
+    from clamplib.index import Record
+    from clamplib.inputs import modality_of
+    from clamplib.library import KEPT_AT_ONCE, content_keys, embed_each, find_sources
+
+    location = args.milvus or args.index
+    if not location:
+        raise InputError("expected a folder for the index, or --milvus URI")
+    encoder, cache = _encoder(args), VectorCache()
+    sources = find_sources(args.folder)
+    labels = _labels(_paths(sources), args.folder, args.labels) if args.labels else [""] * len(sources)
+    keys = content_keys(encoder, sources, cache)
+    records = [
+        Record(_address(source), keys[number], labels[number] or "", modality_of(source))
+        for number, source in enumerate(sources)
+        if number in keys
+    ]
+    root = os.path.join(os.path.abspath(args.folder), "")
+    with _index(location, encoder.space, encoder.dimension) as store:
+        known = set(store.records())
+        changed = [record for record in records if record not in known]
+        ready = store.vectors({record.key for record in changed})
+        moved = [record for record in changed if record.key in ready]
+        if moved:
+            store.upsert(moved, np.stack([ready[record.key] for record in moved]))
+        new = [record for record in changed if record.key not in ready]
+        by_path = dict(zip(map(_address, sources), sources, strict=True))
+        embedded = embed_each(
+            encoder,
+            [by_path[record.path] for record in new],
+            cache=None if args.no_cache else cache,
+            workers=args.workers,
+            backend=args.backend,
+        )
+        embedded, failures = iter(_progress(embedded, len(new))), []
+        while some := list(itertools.islice(embedded, KEPT_AT_ONCE)):
+            failures += [{"file": new[place].path, "error": error} for place, _, error in some if error]
+            if sound := [(new[place], vector) for place, vector, error in some if not error]:
+                some_records, vectors = zip(*sound, strict=True)
+                store.upsert(some_records, retrieval.normalise(np.stack(vectors))[0])
+        present = {record.path for record in records} - {failure["file"] for failure in failures}
+        gone = [path for path in store.paths() if path.startswith(root) and path not in present]
+        store.remove(gone)
+        count = len(store)
+    counts = {"changed": len(changed) - len(failures), "removed": len(gone), "records": count}
+    text = f"{counts['changed']} added or changed, {counts['removed']} removed, {count} in {show(location)}"
+    return Answer(text, counts, failures)
+
+
+def serve(args: argparse.Namespace) -> Answer:
+    """Serve a search page for a folder, to this machine alone unless told otherwise."""
+    from clamplib.library import check_found, embed_library, find_sources
+    from clamplib.web import serve as run
+
+    encoder = _encoder(args)
+    sources = find_sources(args.folder)
+    library = check_found(embed_library(encoder, sources, cache=_cache(args), workers=args.workers), args.folder)
+    for failure in library.failures:
+        print(f"left out: {failure['error']}", file=sys.stderr)
+    run(encoder, library, args.folder, host=args.host, port=args.port, open_browser=args.open)
+    return Answer("stopped", {"stopped": True})
+
+
+def demo(args: argparse.Namespace) -> Answer:
+    """Ask sentences of Ryan's Mammoth Collection of fiddle tunes, which comes with music21."""
+    from music21.common import getCorpusFilePath
+
+    folder = Path(getCorpusFilePath(), "ryansMammoth")
+    encoder = _encoder(args)
+    opened = _open(args, folder, encoder)
+    answers = {}
+    for question in DEMO_QUESTIONS:
+        rows, similarities = retrieval.search(encoder.encode(question), opened.features.matrix, 5)
+        found = zip(rows[0], similarities[0].tolist(), strict=True)
+        answers[question] = [{"title": _title(opened.sources[row]), "similarity": value} for row, value in found]
+    text = "\n\n".join(
+        question + "".join(f"\n{hit['similarity']:6.3f}  {hit['title']}" for hit in hits)
+        for question, hits in answers.items()
+    )
+    return Answer(text, {"answers": answers}, opened.failures)
+
+
+# ------------------------------------------------------------------------------------------- what they share
+
+
+def _encoder(args: argparse.Namespace) -> "CLaMP3Encoder":
+    from clamplib.encoder import CLaMP3Encoder
+
+    return CLaMP3Encoder.from_pretrained(args.variant, device=args.device)
+
+
+def _cache(args: argparse.Namespace) -> "VectorCache | None":
+    from clamplib.cache import VectorCache
+
+    return None if args.no_cache else VectorCache()
+
+
+def _is_index(path: str) -> bool:
+    from clamplib.index import ExactIndex
+
+    return Path(path, ExactIndex.TABLE).is_file()
+
+
+def _index(location: str, space: dict, width: int | None = None) -> "Index":
+    """The index there; one is made where `width` is given."""
+    from clamplib.index import ExactIndex
+    from clamplib.milvus import MilvusIndex
+
+    milvus = location.endswith(".db") or location.startswith(("http://", "https://"))
+    return (MilvusIndex if milvus else ExactIndex)(location, space, width)
+
+
+def _failures(opened: Iterable[Opened]) -> list[dict[str, str]]:
+    return [failure for each in opened for failure in each.failures]
+
+
+def _open(args: argparse.Namespace, path: str | Path, encoder: "CLaMP3Encoder") -> Opened:
+    from clamplib.library import check_found, embed_library, find_sources
+
+    if _is_features(path):
+        features = retrieval.load_features(path)
+        check_same_space(show(path), features.space, "the variant that was asked for", encoder.space)
+        failures = [{"file": str(path), "error": str(error)} for error in features.failures]
+        return Opened(features, features.paths, [""] * len(features), failures)
+    library = embed_library(encoder, find_sources(path), cache=_cache(args), workers=args.workers)
+    check_found(library, path)
+    matrix, lengths = retrieval.normalise(library.vectors)
+    paths = _paths(library.sources)
+    keys = [key(each, path) for each in paths]
+    features = Features(keys, matrix, lengths, paths, [], encoder.space)
+    return Opened(features, library.sources, library.modalities, library.failures)
+
+
+def _is_features(path: str | Path) -> bool:
+    """Whether a folder (or file) holds features and nothing else that could be embedded."""
+    path = Path(path)
+    if path.is_file():
+        return path.suffix == ".npy"
+    return path.is_dir() and (read_space(path) is not None or any(path.rglob("*.npy")) and not _has_inputs(path))
+
+
+def _has_inputs(folder: Path) -> bool:
+    from clamplib.inputs import SUFFIXES
+
+    return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*"))
+
+
+def _paths(sources: Sequence[os.PathLike]) -> list[Path]:
+    """A path for each: tunes of one file have paths of their own."""
+    return [Path(getattr(source, "alias", source)) for source in sources]
+
+
+def _address(source: os.PathLike) -> str:
+    """What an index calls it: its absolute path, with a tune's number behind."""
+    return str(replace(source, path=source.path.absolute())) if isinstance(source, Tune) else os.path.abspath(source)
+
+
+def _labels(paths: list[Path], folder: str | Path, source: str) -> list[str | None]:
+    """The label of each: the sub-folder it lies in, or what its name or a table says."""
+    keys = [key(path, folder) for path in paths]
+    if source == BY_FOLDER:
+        return [name.rpartition("/")[0] or None for name in keys]
+    return feature_labels(paths, keys, folder, source)
+
+
+def _title(source: os.PathLike) -> str:
+    return title(source) or Path(getattr(source, "alias", source)).name
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # a sentence longer than names may be
+        return False
+
+
+def _progress(outcomes: Iterable, total: int) -> Iterable:
+    from tqdm import tqdm
+
+    return tqdm(outcomes, total=total, unit="file", disable=not total)
+
+
+def _table(rows: dict) -> str:
+    """Names, values and their intervals in columns."""
+    width = max(map(len, rows), default=0)
+    return "\n".join(f"{name:{width}}  {_value(value)}" for name, value in rows.items())
+
+
+def _value(value: "metrics.Estimate | float") -> str:
+    if isinstance(value, tuple):
+        return f"{value.value:.4f}  (95 %: {value.low:.4f} to {value.high:.4f})"
+    return f"{value:.4f}"
+
+
+def _numbers(rows: dict) -> dict:
+    return {name: value._asdict() if isinstance(value, tuple) else value for name, value in rows.items()}
+
+
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Sequence]) -> None:
+    """A table with a header, whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
