@@ -12,6 +12,7 @@ from sound import sine, write
 from clamplib import audio
 from clamplib.audio import samples, windows
 from clamplib.files import InputError
+from clamplib.sound import Waveform, recording_name
 
 RATE = 24_000
 
@@ -198,3 +199,50 @@ def test_bad_files_are_named_with_the_reason(tmp_path, capfd):
             list(windows(path))
         assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)
     assert not any(capfd.readouterr())  # no decoder speaks by itself
+
+
+@pytest.mark.parametrize("rate, channels", [(RATE, 1), (44_100, 2), (8_000, 2)])
+def test_bytes_and_waveforms_sound_like_their_file(tmp_path, rate, channels):
+    sound = np.random.default_rng(0).uniform(-1, 1, (channels, 12 * rate)).astype(np.float32)
+    path = write(tmp_path / "a.wav", sound, rate, "pcm_f32le")
+    for normalise in (False, True):
+        expected = list(windows(path, normalise=normalise))
+        for recording in (path.read_bytes(), Waveform(sound, rate), Waveform(sound.astype(np.float64), rate)):
+            found = list(windows(recording, normalise=normalise))
+            assert [len(window) for window in found] == [5 * RATE, 5 * RATE, 2 * RATE]
+            np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), atol=1e-5)
+    np.testing.assert_array_equal(read(Waveform(sound[0], rate)), read(Waveform(sound[:1], rate)))
+
+
+def test_bytes_of_every_container(tmp_path):
+    for name, codec in (("a.mp3", "libmp3lame"), ("a.flac", "flac"), ("a.m4a", "aac")):
+        path = write(tmp_path / name, sine(1, 44_100, 440, 440), 44_100, codec)
+        np.testing.assert_array_equal(read(path.read_bytes()), read(path))
+
+
+def test_bytes_cannot_open_other_files(tmp_path):
+    other = write(tmp_path / "other.wav", sine(1, RATE, 440), RATE, "pcm_s16le")
+    for text in (f"ffconcat version 1.0\nfile '{other}'\n", f"#EXTM3U\n#EXTINF:5,\n{other}\n#EXT-X-ENDLIST\n"):
+        with pytest.raises(InputError, match="this recording: expected a recording, could not read it as one"):
+            read(text.encode())
+
+
+@pytest.mark.parametrize(
+    "samples, rate, reason",
+    [
+        (np.zeros(0, np.float32), RATE, r"expected samples of floats .* got float32 \[0\]"),
+        (np.zeros((2, 0), np.float32), RATE, r"got float32 \[2, 0\]"),
+        (np.zeros(9, np.int16), RATE, r"got int16 \[9\]"),
+        (np.zeros((1, 2, 9)), RATE, r"got float64 \[1, 2, 9\]"),
+        (np.zeros(9), 0, "expected a sample rate of 1,000 to 1,000,000 Hz, got 0"),
+        (np.full(9, np.inf), RATE, "found NaN or infinity"),
+    ],
+)
+def test_waveforms_that_are_none(samples, rate, reason):
+    with pytest.raises(InputError, match=f"this recording: .*{reason}"):
+        list(windows(Waveform(samples, rate)))
+
+
+def test_names_of_recordings(tmp_path):
+    assert recording_name(tmp_path) == recording_name(str(tmp_path)) == str(tmp_path)
+    assert recording_name(b"") == recording_name(Waveform(np.zeros(1), RATE)) == "this recording"

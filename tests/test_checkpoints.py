@@ -17,7 +17,7 @@ from clamplib.checkpoints import (
     save_variant,
     weights_sha256,
 )
-from clamplib.files import InputError
+from clamplib.files import InputError, sha256
 from clamplib.geometry import Geometry
 
 
@@ -209,21 +209,106 @@ for variant in ("saas", "c2"):
 def test_the_hub_is_asked_for_the_very_file(tmp_path, monkeypatch):
     asked = []
 
-    def refuse(repo, name):
-        asked.append((repo, name))
+    def refuse(repo, name, revision):
+        asked.append((repo, name, revision))
         raise OSError("refused")
 
     monkeypatch.setattr(checkpoints.huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(FileNotFoundError, match=r"could not be fetched from the hub's sander-wood/clamp2"):
         load_m3("saas", weights_folder=tmp_path)
     with pytest.raises(FileNotFoundError, match="refused"):
-        load_clamp3("c2", weights_folder=tmp_path)
+        load_clamp3("c2", weights_folder=tmp_path, revision="v1")
     with pytest.raises(FileNotFoundError, match="no such weights"):  # never published: not asked for
         load_clamp3("c2", weights_folder=tmp_path, epoch=10)
     assert asked == [
         (
             "sander-wood/clamp2",
             "weights_m3_p_size_64_p_length_512_t_layers_3_p_layers_12_h_size_768_lr_0.0001_batch_16_mask_0.45.pth",
+            None,
         ),
-        ("sander-wood/clamp3", Geometry().clamp3_weights_name("c2")),
+        ("sander-wood/clamp3", Geometry().clamp3_weights_name("c2"), "v1"),
     ]
+
+
+def cached(path, content: bytes, stated: str):
+    """A file in the layout of the hub's cache: a link to what bears the hash that the hub stated."""
+    blob = path.parent.parent / "blobs" / stated
+    for folder in (path.parent, blob.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    blob.write_bytes(content)
+    path.symlink_to(blob)
+    return path
+
+
+@pytest.fixture
+def hub(tmp_path, tiny_variant, monkeypatch):
+    """The tiny variant as the hub's cache holds it; gives its folder and a list of what was asked for."""
+    folder, asked = tmp_path / "cache/snapshot", []
+    for file in tiny_variant.iterdir():
+        stated = sha256(file) if file.suffix == ".safetensors" else "0" * 40  # of small files it states another hash
+        cached(folder / file.name, file.read_bytes(), stated + ("" if len(stated) == 64 else file.name))
+
+    def download(name, *, revision, allow_patterns):
+        asked.append((name, revision, tuple(allow_patterns)))
+        return str(folder)
+
+    monkeypatch.setattr(checkpoints.huggingface_hub, "snapshot_download", download)
+    return folder, asked
+
+
+def test_a_variant_on_the_hub(hub, tiny_variant, tmp_path):
+    _, asked = hub
+    loaded = load_clamp3("some.one/tiny-v1", weights_folder=tmp_path, revision="main")
+    local = load_clamp3(tiny_variant, weights_folder=tmp_path)
+    assert_equal_states(loaded.model.state_dict(), local.model.state_dict())
+    assert loaded.space == {**local.space, "variant": "some.one/tiny-v1"}
+    load_clamp3("some.one/tiny-v1", weights_folder=tmp_path)
+    patterns = ("*.json", "*.safetensors")  # nothing that could hold code
+    assert asked == [("some.one/tiny-v1", "main", patterns), ("some.one/tiny-v1", None, patterns)]
+
+
+def test_what_lies_here_is_not_asked_for(hub, tiny_variant, tmp_path, monkeypatch):
+    _, asked = hub
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some/one").symlink_to(tiny_variant)
+    monkeypatch.chdir(tmp_path)
+    load_clamp3("some/one", weights_folder=tmp_path)
+    for variant in ("gone.pth", "some/gone.pth"):
+        with pytest.raises(FileNotFoundError):
+            load_clamp3(variant, weights_folder=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such weights"):
+        load_clamp3("mine", weights_folder=tmp_path)
+    assert asked == []
+
+
+@pytest.mark.parametrize("size", [1, 100_000_000])
+def test_a_damaged_download_is_named(hub, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(checkpoints, "HASHED_AT_ONCE", size)
+    folder, _ = hub
+    blob = (folder / "model.safetensors").resolve()
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:-9] + bytes(9))
+    with pytest.raises(InputError) as raised:
+        load_clamp3("some/one", weights_folder=tmp_path)
+    for part in (f"{folder}/model.safetensors: ", f"SHA-256 {blob.name}", "damaged", f"Remove {blob} and run again"):
+        assert part in str(raised.value)
+    blob.write_bytes(whole)
+    load_clamp3("some/one", weights_folder=tmp_path)
+
+
+def test_a_damaged_published_file_is_named(tmp_path, monkeypatch):
+    name = Geometry().clamp3_weights_name("saas")
+    path = cached(tmp_path / "snapshot" / name, b"cut off", "a" * 64)
+    monkeypatch.setattr(checkpoints.huggingface_hub, "hf_hub_download", lambda *_, revision: str(path))
+    with pytest.raises(InputError, match=rf"expected the content of SHA-256 {'a' * 64}, got another"):
+        load_clamp3("saas", weights_folder=tmp_path / "none")
+
+
+@pytest.mark.parametrize("error", [OSError("no network"), ValueError("no such name")])
+def test_a_variant_that_cannot_be_fetched(error, tmp_path, monkeypatch):
+    def refuse(name, **options):
+        raise error
+
+    monkeypatch.setattr(checkpoints.huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(FileNotFoundError, match=f"some/one is no folder here, and could not be fetched .*{error}"):
+        load_clamp3("some/one", weights_folder=tmp_path)

@@ -14,6 +14,7 @@ from clamplib.files import (
     key,
     output_paths,
     run_batch,
+    run_jobs,
     walk,
 )
 
@@ -175,3 +176,33 @@ def test_failures_name_files_whose_name_is_no_text(tmp_path):
     assert json.loads(line) == {"file": str(odd), "error": "ValueError: no"}
     Report().write(tmp_path)
     assert not (tmp_path / "failures.jsonl").exists()
+
+
+def double(job):
+    if job == "killer":
+        os._exit(1)
+    if job == "bad":
+        raise InputError("expected good, came bad")
+    return job + job
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_come_back_by_number(workers):
+    jobs = ["a", 2, "bad", None, [1]]
+    outcomes = sorted(run_jobs(double, jobs, workers=workers), key=lambda outcome: outcome[0])
+    failed = "TypeError: unsupported operand type(s) for +: 'NoneType' and 'NoneType'"
+    assert outcomes == [
+        (0, "aa", None),
+        (1, 4, None),
+        (2, None, "expected good, came bad"),
+        (3, None, failed),
+        (4, [1, 1], None),
+    ]
+    assert list(run_jobs(double, [], workers=workers)) == []
+
+
+def test_a_job_that_kills_its_worker_is_alone_in_it():
+    jobs = ["a", "b", "killer", "c", "d"]
+    outcomes = {number: (result, error) for number, result, error in run_jobs(double, jobs, workers=2)}
+    assert outcomes.pop(2)[1].startswith("the process that worked on it died")
+    assert outcomes == {number: (2 * jobs[number], None) for number in (0, 1, 3, 4)}

@@ -21,7 +21,7 @@ WAIT_SECONDS = 60  # for another process that writes
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS contents (path TEXT PRIMARY KEY, state TEXT, sha256 TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS contents (path BLOB PRIMARY KEY, state TEXT, sha256 TEXT) WITHOUT ROWID;
 """
 
 
@@ -43,16 +43,17 @@ class VectorCache:
         ones are left out.
         """
         states = {path: state for path in {os.fspath(path) for path in paths} if (state := _state(path))}
-        known = self._read("SELECT path, state, sha256 FROM contents WHERE path IN", map(os.path.abspath, states))
+        known = self._read("SELECT path, state, sha256 FROM contents WHERE path IN", map(_name, states))
         kept = {path: rest for path, *rest in known}
         hashes, new = {}, []
         for path, state in states.items():
-            name, began = os.path.abspath(path), time.time()
+            name, began = _name(path), time.time()
             kept_state, content = kept.get(name, (None, None))
             if kept_state != state:
                 try:
                     content = sha256(path)
-                    settled = os.stat(path).st_mtime < began - SETTLED_SECONDS
+                    stat = os.stat(path)
+                    settled = max(stat.st_mtime, stat.st_ctime) < began - SETTLED_SECONDS
                 except OSError:
                     continue
                 if settled and _state(path) == state:
@@ -71,7 +72,7 @@ class VectorCache:
         rows = [(key, vector.astype("<f4").tobytes()) for key, vector in vectors.items()]
         self._write("REPLACE INTO vectors VALUES (?, ?)", rows)
 
-    def _read(self, query: str, names: Iterable[str]) -> list[tuple]:
+    def _read(self, query: str, names: Iterable[str | bytes]) -> list[tuple]:
         names, rows = list(names), []
         with self._open() as database:
             for start in range(0, len(names), ASKED_AT_ONCE):
@@ -101,6 +102,11 @@ class VectorCache:
                 f"{show(self.path)}: expected a cache of vectors that can be read and written ({error}). "
                 "Remove it, or set CLAMP3_CACHE to another folder."
             ) from error
+
+
+def _name(path: str) -> bytes:
+    """A path as the cache knows it: not every one is text."""
+    return os.fsencode(os.path.abspath(path))
 
 
 def _state(path: str) -> str | None:

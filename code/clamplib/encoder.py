@@ -9,10 +9,10 @@ import itertools
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import huggingface_hub
 import mido
@@ -25,16 +25,20 @@ from clamplib.checkpoints import Loaded, load_clamp3, save_variant
 from clamplib.distances import centroid_similarity
 from clamplib.encoding import clamp3_encoders, encode
 from clamplib.files import InputError, describe, run_jobs, show
-from clamplib.inputs import Input, is_recording, read_input
-from clamplib.mert import MERT_REPO, Mert, load_mert
+from clamplib.inputs import IMAGE_SUFFIXES, SUFFIXES, Input, is_image, is_recording, read_input
 from clamplib.patchilizer import M3Patchilizer
 from clamplib.recordings import encode_recordings
 from clamplib.retrieval import normalise, search
 from clamplib.sequences import audio_frames, symbolic_patches, text_tokens
-from clamplib.sound import Recording, Waveform
+from clamplib.sound import Waveform
+
+if TYPE_CHECKING:  # extras: text, scores and MIDI do without them
+    from clamplib.captions import Captioner
+    from clamplib.mert import Mert
 
 WEIGHTS_FOLDER = Path(__file__).parents[1]  # code/ of a clone
 CHUNK = 256  # items that are sorted by length and encoded together
+SLOW_CHUNK = 8  # of those that another model works on first, so that an interruption costs little
 FEW = 16  # files that one process has read before others have started
 
 Item = Any  # see inputs
@@ -50,10 +54,16 @@ class CLaMP3Encoder:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        mert: str | Path = MERT_REPO,
+        mert: str | Path | None = None,
+        captioner: str | Path | None = None,
     ):
-        """`dtype`: torch.bfloat16 or float16 for mixed precision. `mert`: weights, a folder or a name on the hub."""
-        self.loaded, self.dtype, self._mert_path = loaded, dtype, mert
+        """`dtype`: torch.bfloat16 or float16 for mixed precision. Weights, a folder or a name on the hub:
+
+        Args:
+            mert: of MERT, for recordings; None: the published ones.
+            captioner: of BLIP, for images, which are encoded by their captions; None: images are refused.
+        """
+        self.loaded, self.dtype, self._mert_path, self._captioner_path = loaded, dtype, mert, captioner
         self.device = torch.device(device) if device else best_device()
         loaded.model.to(self.device)
         self.pretrained: tuple = ()  # how `from_pretrained` makes the same encoder in another process
@@ -68,7 +78,8 @@ class CLaMP3Encoder:
         revision: str | None = None,
         *,
         weights_folder: str | Path = WEIGHTS_FOLDER,
-        mert: str | Path = MERT_REPO,
+        mert: str | Path | None = None,
+        captioner: str | Path | None = None,
     ) -> "CLaMP3Encoder":
         """ "saas", "c2", "mini", a folder of a variant, a .pth of the published sizes, or such a folder on the hub.
 
@@ -76,8 +87,9 @@ class CLaMP3Encoder:
         FileNotFoundError says which file is missing and where to put it.
         """
         loaded = load_clamp3(name, weights_folder=weights_folder, revision=revision)
-        encoder = cls(loaded, device=device, dtype=dtype, mert=mert)
-        options = {"name": name, "dtype": dtype, "revision": revision, "weights_folder": weights_folder, "mert": mert}
+        fronts = {"mert": mert, "captioner": captioner}
+        encoder = cls(loaded, device=device, dtype=dtype, **fronts)
+        options = {"name": name, "dtype": dtype, "revision": revision, "weights_folder": weights_folder, **fronts}
         encoder.pretrained = tuple(options.items())
         return encoder
 
@@ -94,7 +106,7 @@ class CLaMP3Encoder:
     @property
     def space_id(self) -> str:
         """A name of the embedding space: vectors of two spaces are not comparable."""
-        return f"clamp3-{self.space['variant']}-{self.space['weights_sha256'][:16]}"
+        return f"clamp3-{Path(self.space['variant']).name}-{self.space['weights_sha256'][:16]}"
 
     @property
     def precision(self) -> str:
@@ -105,6 +117,17 @@ class CLaMP3Encoder:
     def audio_front_id(self) -> str:
         """A name of what stands between a recording and the model."""
         return "spectral" if self._spectral else f"mert-{self._mert.space['weights_sha256'][:16]}"
+
+    def front_id(self, source: str | os.PathLike) -> str:
+        """A name of what stands between a file and the model and has weights of its own; "" for nothing."""
+        if is_recording(source):
+            return self.audio_front_id
+        return f"blip-{self._captioner.weights_sha256[:16]}" if self._captioner_path and is_image(source) else ""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the files that a folder is searched for: those of images only where there is a captioner."""
+        return SUFFIXES + IMAGE_SUFFIXES if self._captioner_path else SUFFIXES
 
     @property
     def _spectral(self) -> bool:
@@ -124,7 +147,7 @@ class CLaMP3Encoder:
         """Vectors of one item or of a list of items of any kinds (see `inputs`): float32 [N, D].
 
         Args:
-            modality: of all items: text, score, midi or audio; None: what each item is.
+            modality: of all items: text, score, midi, audio or image; None: what each item is.
             normalize: give each vector length 1, so that dot products are cosines.
             batch_size: segments of full length in a batch; None: what suits the device.
             workers: processes that read and convert; None: one a core where the items are many.
@@ -166,8 +189,7 @@ class CLaMP3Encoder:
         They come as they are done, in no particular order.
         """
         encoders = clamp3_encoders(self.loaded, pooled)
-        sequences = self._sequences(items, modality, workers)
-        while chunk := list(itertools.islice(sequences, CHUNK)):
+        for chunk in self._chunks(items, modality, workers):
             by_encoder = defaultdict(list)
             for number, encoder, rows in chunk:
                 if encoder is None:
@@ -176,7 +198,7 @@ class CLaMP3Encoder:
                     by_encoder[encoder].append((number, rows))
             for encoder, numbered in by_encoder.items():
                 numbers, rows = zip(*numbered, strict=True)
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype not in (None, torch.float32)):
                     features = encode(encoders[encoder], rows, batch_size)
                 for number, feature in zip(numbers, features, strict=True):
                     if np.isfinite(feature).all():
@@ -190,8 +212,11 @@ class CLaMP3Encoder:
         return self._unit(a) @ self._unit(b).T
 
     def search(self, query: Items | np.ndarray, among: Items | np.ndarray, top_k: int = 10) -> list[list["Hit"]]:
-        """For each query the closest of `among`, closest first. Both are items, or vectors."""
-        rows, similarities = search(self._unit(query), self._unit(among), top_k)
+        """For each query the closest of `among`, closest first. Both are items, or vectors; InputError for none."""
+        among = self._unit(among)
+        if not len(among):
+            raise InputError("expected at least one item to search among")
+        rows, similarities = search(self._unit(query), among, top_k)
         return [list(map(Hit, *found)) for found in zip(rows.tolist(), similarities.tolist(), strict=True)]
 
     def classify(self, items: Items | np.ndarray, labels: Sequence[str] | Mapping[str, Sequence[str]]) -> list[str]:
@@ -199,22 +224,25 @@ class CLaMP3Encoder:
 
         `labels` are the texts themselves, or some prompts for each label, whose directions are averaged.
         """
-        prompts = labels if isinstance(labels, Mapping) else {label: [label] for label in labels}
-        if not prompts:
-            raise InputError("expected at least one label")
-        prototypes = np.stack([self.encode(list(texts), "text").mean(0) for texts in prompts.values()])
+        prompts = labels if isinstance(labels, Mapping) else {label: label for label in _as_list(labels)}
         names = list(prompts)
-        return [names[hits[0].number] for hits in self.search(items, prototypes, top_k=1)]
+        return [names[hits[0].number] for hits in self.search(items, self.prototypes(prompts), top_k=1)]
+
+    def prototypes(self, prompts: Mapping[str, Sequence[str]]) -> np.ndarray:
+        """The mean direction of each label's texts: float32 [labels, D], unit rows."""
+        if not prompts or not all(prompts.values()):
+            raise InputError("expected at least one label, and a text for each")
+        return normalise(np.stack([self.encode(texts, "text").mean(0) for texts in prompts.values()]))[0]
 
     def score(self, a: Items | np.ndarray, b: Items | np.ndarray, group: bool = False) -> float:
         """CLaMP 3 score: the mean cosine of a[i] and b[i]; with `group` the cosine of the means of the two sets.
 
-        InputError for pairs of lists of different lengths.
+        InputError for lists of different lengths, if not in a group, and for empty ones.
         """
         if group:
             return centroid_similarity(self._vectors(a), self._vectors(b)).value
         a, b = self._unit(a), self._unit(b)
-        if len(a) != len(b):
+        if len(a) != len(b) or not len(a):
             raise InputError(f"expected pairs, got {len(a)} and {len(b)} items; sets of any size: group=True")
         return float(np.einsum("nd,nd->n", a, b).mean())
 
@@ -226,6 +254,8 @@ class CLaMP3Encoder:
         """Saves the variant on the hub, where `from_pretrained` finds it by `repo_id`; returns its address."""
         hub = huggingface_hub.HfApi()
         address = hub.create_repo(repo_id, private=private, exist_ok=True)
+        if revision:
+            hub.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             hub.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision)
@@ -242,42 +272,66 @@ class CLaMP3Encoder:
     def _unit(self, items: Items | np.ndarray) -> np.ndarray:
         return normalise(self._vectors(items))[0]
 
-    def _sequences(self, items: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[tuple]:
-        """(number, encoder, rows that it takes) of each item, or (number, None, error)."""
-        heard = [] if self._spectral else [n for n, item in enumerate(items) if is_recording(item, modality)]
-        read = partial(read_input, modality=modality)
-        others = sorted({*range(len(items))} - {*heard})
-        files = sum(not isinstance(items[n], str) for n in others)
-        run = _in_turn if workers == 1 or files < FEW else partial(run_jobs, workers=workers)
-        for place, content, error in run(read, [items[n] for n in others]):
-            try:
-                if error:
-                    raise InputError(error)
-                yield others[place], *self._rows(content)
-            except InputError as problem:
-                yield others[place], None, str(problem)
-        for place, feature, error in self._hear([items[n] for n in heard], workers) if heard else ():
-            yield heard[place], *((None, error) if error else self._rows(Input("audio", feature)))
+    def _chunks(self, items: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[list[tuple]]:
+        """(number, encoder, rows that it takes) of some items, or (number, None, error)."""
+        by_way = defaultdict(list)
+        for number, item in enumerate(items):
+            by_way[self._way(item, modality)].append(number)
+        ways = {way: way([items[number] for number in numbers], modality, workers) for way, numbers in by_way.items()}
+        for way, read in ways.items():
+            sequences = ((by_way[way][place], *self._rows(content, error)) for place, content, error in read)
+            while chunk := list(itertools.islice(sequences, CHUNK if way is _read else SLOW_CHUNK)):
+                yield chunk
 
-    def _rows(self, content: Input) -> tuple[str, np.ndarray]:
-        """The encoder's name and input; InputError where there is nothing to encode."""
-        if content.modality == "text":
-            return "text", text_tokens(content.value, self.loaded.tokenizer)
-        if content.modality == "audio":
-            return "audio", audio_frames(content.value, self.loaded.geometry.audio_hidden_size)
-        return "symbolic", symbolic_patches(content.value, self._patchilizer)
+    def _way(self, item: Item, modality: str | None) -> Callable[..., Iterator[tuple]]:
+        """What takes such items and `workers` and gives (place among them, Input, None) or (place, None, error)."""
+        if not self._spectral and is_recording(item, modality):
+            return self._hear
+        if self._captioner_path and is_image(item, modality):
+            return self._see
+        return _read
 
-    def _hear(self, recordings: Sequence[Recording], workers: int | None) -> Iterator[tuple]:
+    def _rows(self, content: Input | None, error: str | None) -> tuple[str | None, np.ndarray | str]:
+        """The encoder's name and input, or None and the error where there is nothing to encode."""
+        if error:
+            return None, error
+        try:
+            if content.modality == "text":
+                return "text", text_tokens(content.value, self.loaded.tokenizer)
+            if content.modality == "audio":
+                return "audio", audio_frames(content.value, self.loaded.geometry.audio_hidden_size)
+            return "symbolic", symbolic_patches(content.value, self._patchilizer)
+        except InputError as problem:
+            return None, str(problem)
+
+    def _hear(self, recordings: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[tuple]:
         mert = self._mert
-        encode_mean = partial(mert.encode, mean=True)
-        return encode_recordings(recordings, mert.read, encode_mean, batch_size=mert.batch_size, workers=workers)
+        mean = partial(mert.encode, mean=True)
+        workers = 0 if workers == 1 else workers  # 0: in this process
+        heard = encode_recordings(recordings, mert.read, mean, batch_size=mert.batch_size, workers=workers)
+        return ((number, Input("audio", feature), error) for number, feature, error in heard)
+
+    def _see(self, images: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[tuple]:
+        captioner = self._captioner
+        return _in_turn(lambda image: Input("text", captioner([image])[0]), images)
 
     @cached_property
-    def _mert(self) -> Mert:
+    def _mert(self) -> "Mert":
         """Loaded when the first recording comes."""
-        mert = load_mert(self._mert_path)
+        from clamplib.mert import load_mert
+
+        mert = load_mert(self._mert_path) if self._mert_path else load_mert()
         mert.model.to(self.device)
         return mert
+
+    @cached_property
+    def _captioner(self) -> "Captioner":
+        """Loaded when the first image comes."""
+        from clamplib.captions import Captioner
+
+        captioner = Captioner(self._captioner_path, self.device)
+        captioner([])  # loads its weights, whose lack is no image's fault
+        return captioner
 
 
 class Hit(NamedTuple):
@@ -299,7 +353,13 @@ def _as_list(items: Items) -> list[Item]:
     return [items] if one else list(items)
 
 
-def _in_turn(read: partial, items: Sequence[Item]) -> Iterator[tuple]:
+def _read(items: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[tuple]:
+    read = partial(read_input, modality=modality)
+    files = sum(not isinstance(item, str) for item in items)
+    return _in_turn(read, items) if workers == 1 or files < FEW else run_jobs(read, items, workers=workers)
+
+
+def _in_turn(read: Callable[[Item], Input], items: Sequence[Item]) -> Iterator[tuple]:
     for number, item in enumerate(items):
         try:
             yield number, read(item), None

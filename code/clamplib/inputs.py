@@ -4,12 +4,13 @@
 | --- | --- |
 | a str | text |
 | a path (pathlib.Path, or a tune of a file: see scores.Tune) | what its suffix says |
-| bytes | given beside it: text, score, midi or audio |
+| bytes | given beside it: text, score, midi, audio or image |
 | a mido.MidiFile | midi |
 | a music21 stream | score |
 | a Waveform | audio |
 
-A str with the modality score or midi is ABC or MTF. Conversion happens in memory.
+A str with the modality score or midi is ABC or MTF. Conversion happens in memory. An image is encoded by its caption,
+which an encoder has made where it was given a captioner (see captions).
 """
 
 import os
@@ -29,8 +30,9 @@ from clamplib.scores import SCORE_SUFFIXES, Tune, decode_text, read_text, score_
 from clamplib.sound import Waveform
 from clamplib.spectral import recording_features
 
-MODALITIES = ("text", "score", "midi", "audio")
+MODALITIES = ("text", "score", "midi", "audio", "image")
 TEXT_SUFFIXES, MIDI_SUFFIXES, FEATURE_SUFFIXES = (".txt",), (".mid", ".midi", ".mtf"), (".npy",)
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SUFFIXES = (*TEXT_SUFFIXES, *SCORE_SUFFIXES, *MIDI_SUFFIXES, *sound.SUFFIXES)  # of a collection's files
 MTF_BEGIN = "ticks_per_beat"
 
@@ -51,10 +53,11 @@ def modality_of(path: str | os.PathLike) -> str:
         ("score", SCORE_SUFFIXES),
         ("midi", MIDI_SUFFIXES),
         ("audio", sound.SUFFIXES + FEATURE_SUFFIXES),
+        ("image", IMAGE_SUFFIXES),
     ):
         if suffix in suffixes:
             return modality
-    raise InputError(f"{show(path)}: expected a file ending in {' '.join(SUFFIXES)}")
+    raise InputError(f"{show(path)}: expected a file ending in {' '.join(SUFFIXES + IMAGE_SUFFIXES)}")
 
 
 def is_recording(item: Any, modality: str | None = None) -> bool:
@@ -63,6 +66,13 @@ def is_recording(item: Any, modality: str | None = None) -> bool:
         suffix = Path(item).suffix.lower()
         return suffix not in FEATURE_SUFFIXES if modality == "audio" else modality is None and suffix in sound.SUFFIXES
     return isinstance(item, Waveform) or (isinstance(item, bytes) and modality == "audio")
+
+
+def is_image(item: Any, modality: str | None = None) -> bool:
+    """Whether an item is a picture."""
+    if isinstance(item, os.PathLike) and modality is None:
+        return Path(item).suffix.lower() in IMAGE_SUFFIXES
+    return isinstance(item, os.PathLike | bytes) and modality == "image"
 
 
 def read_input(item: Any, modality: str | None = None) -> Input:
@@ -116,7 +126,20 @@ def _read_audio(path: os.PathLike) -> Any:
     return load_array(path) if Path(path).suffix.lower() in FEATURE_SUFFIXES else recording_features(path)
 
 
-_READERS = {"text": _read_text, "score": _read_score, "midi": _read_midi, "audio": _read_audio}
+def _refuse_image(image: Any) -> str:
+    raise InputError(
+        "an image is encoded by its caption: give the encoder a captioner, such as "
+        'captioner="Salesforce/blip-image-captioning-base"'
+    )
+
+
+_READERS = {
+    "text": _read_text,
+    "score": _read_score,
+    "midi": _read_midi,
+    "audio": _read_audio,
+    "image": _refuse_image,
+}
 
 
 def _of_text(text: str, modality: str) -> str:
@@ -126,26 +149,33 @@ def _of_text(text: str, modality: str) -> str:
         return _abc(text)
     if modality == "midi" and text.startswith(MTF_BEGIN):
         return text
-    raise InputError(f"expected {'MTF' if modality == 'midi' else 'a recording'}, got the text {text[:40]!r}")
+    expected = {"midi": "MTF", "audio": "a recording", "image": "an image"}[modality]
+    raise InputError(f"expected {expected}, got the text {text[:40]!r}; for a file give its pathlib.Path")
 
 
 def _of_bytes(data: bytes, modality: str) -> Any:
     if modality == "audio":
         return recording_features(data)
+    if modality == "image":
+        return _refuse_image(data)
     if modality == "midi" and not data.startswith(MTF_BEGIN.encode()):
         return midi_to_mtf(parse_midi(data, "this MIDI"))
-    if modality == "score" and (data[:2] == b"PK" or data.lstrip()[:1] == b"<"):
+    if modality == "score" and (data[:2] == b"PK" or b"<" in data.lstrip()[:4]):  # behind a byte order mark
         return interleave(xml_to_abc(data))
     return _of_text(decode_text(data, f"this {modality}"), modality)
 
 
 def _abc(text: str) -> str:
     """ABC of any kind as interleaved ABC; what is interleaved already stays as it is."""
-    music = [line for line in text.splitlines() if line.strip() and not FIELD.match(line)]
-    if music and all(line.startswith("[V:") for line in music):
+    lines = [line for line in text.splitlines() if line.strip()]
+    music = [line for line in lines if not FIELD.match(line)]
+    whole_lines = any(line.startswith("X:") for line in lines)  # interleaved ABC has no number
+    if music and not whole_lines and all(line.startswith("[V:") for line in music):
         return text
     tunes = split_tunes(text)
-    if len(tunes) != 1:
+    if not tunes:
+        raise InputError("expected a tune of ABC, found none")
+    if len(tunes) > 1:
         raise InputError(f"expected one tune of ABC, found {len(tunes)}: take them apart with clamplib.scores.tunes")
     return interleave(xml_to_abc(abc_to_xml(tunes[0]).encode()))
 

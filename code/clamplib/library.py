@@ -22,7 +22,7 @@ from clamplib.inputs import SUFFIXES, modality_of
 from clamplib.retrieval import normalise
 from clamplib.scores import Tune, tunes
 
-KEPT_AT_ONCE = 100  # vectors; of an interrupted run no more are lost
+KEPT_AT_ONCE = 16  # vectors; an interrupted run loses few
 FILES_A_JOB = 32  # on a cluster
 
 Source = Path | Tune
@@ -49,9 +49,12 @@ class Library:
         return [modality_of(source) for source in self.sources]
 
 
-def find_sources(path: str | Path) -> list[Source]:
-    """The files under a folder (or the file) that an encoder takes, and the tunes of those that hold many, sorted."""
-    return [source for file in walk(path, SUFFIXES) for source in tunes(file)]
+def find_sources(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[Source]:
+    """The files under a folder (or the file) that an encoder takes, and the tunes of those that hold many, sorted.
+
+    Images are among them with the encoder's own `suffixes`, if it has a captioner.
+    """
+    return [source for file in walk(path, suffixes) for source in tunes(file)]
 
 
 def embed_library(
@@ -111,8 +114,7 @@ def content_keys(encoder: CLaMP3Encoder, sources: Sequence[Source], cache: Vecto
             path = Path(source)
             taken_for = f"{path.suffix.lower()}#{getattr(source, 'number', '')}"
             made_by = f"{encoder.space_id} {encoder.precision} {__version__}"
-            front = encoder.audio_front_id if modality_of(path) == "audio" else ""
-            keys[number] = f"{content} {taken_for} {made_by} {front}"
+            keys[number] = f"{content} {taken_for} {made_by} {encoder.front_id(path)}"
     return keys
 
 
@@ -123,6 +125,8 @@ def _encode(
         for number, vector, error in encoder.encode_each(sources, workers=workers):
             yield number, None if vector is None else vector[0], error
         return
+    if not encoder.pretrained:
+        raise InputError("expected an encoder of from_pretrained: every process of the cluster loads its own")
     starts = range(0, len(sources), FILES_A_JOB)
     jobs = [sources[start : start + FILES_A_JOB] for start in starts]
     embed = partial(_embed_on_node, encoder.pretrained)

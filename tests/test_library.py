@@ -1,0 +1,294 @@
+"""Folders as vectors: embedded once, by content; what is found again and what is not; the cluster's way."""
+
+import importlib.util
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clamplib import cache as cache_module
+from clamplib import checkpoints
+from clamplib import library as library_module
+from clamplib.cache import VectorCache
+from clamplib.checkpoints import Loaded
+from clamplib.encoder import CLaMP3Encoder
+from clamplib.files import InputError
+from clamplib.library import Library, check_found, embed_each, embed_library, find_sources
+from clamplib.scores import Tune
+
+TUNE = "X:1\nT:A tune\nM:4/4\nL:1/8\nK:C\nCDEF GABc|c8|]\n"
+INTERLEAVED = "L:1/8\nM:4/4\nK:C\nV:1 treble\n[V:1]CDEF GABc|\n[V:1]c8|]\n"
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_variant):
+    return CLaMP3Encoder.from_pretrained(tiny_variant, device="cpu")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Texts, a tune, a tunebook, MTF; two bad files, one of another kind."""
+    folder = tmp_path / "in"
+    (folder / "sub dir").mkdir(parents=True)
+    texts = {
+        "a.txt": "a slow air",
+        "sub dir/B.TXT": "a jig",
+        "tune.abc": INTERLEAVED,
+        "sub dir/book.abc": TUNE + "\n" + TUNE.replace("CDEF", "EFGA") + "\n" + TUNE.replace("c8", "C8"),
+        "a.mtf": "ticks_per_beat 480\nnote_on 0 0 60 64\nnote_on 480 0 60 0\nend_of_track 0",
+        "bad.mid": "words",
+        "broken.musicxml": "<words",
+        "notes.pdf": "words",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return VectorCache(tmp_path / "cache/vectors.sqlite")
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the encoders are given, a list a call of theirs."""
+    calls = []
+    encode_each = CLaMP3Encoder.encode_each
+
+    def counting(self, items, *args, **options):
+        calls.append([str(item) for item in items])
+        return encode_each(self, items, *args, **options)
+
+    monkeypatch.setattr(CLaMP3Encoder, "encode_each", counting)
+    return calls
+
+
+def embed(encoder, folder, **options) -> Library:
+    return embed_library(encoder, find_sources(folder), progress=False, **options)
+
+
+def names(library, folder):
+    return [str(source).removeprefix(f"{folder}/") for source in library.sources]
+
+
+GOOD = ["a.mtf", "a.txt", "sub dir/B.TXT", *(f"sub dir/book.abc#{n}" for n in (1, 2, 3)), "tune.abc"]
+
+
+def test_sources_are_files_and_tunes(folder):
+    found = find_sources(folder)
+    assert names(Library(found, np.empty((0, 1))), folder) == sorted([*GOOD, "bad.mid", "broken.musicxml"])
+    assert find_sources(folder / "sub dir/book.abc") == [Tune(folder / "sub dir/book.abc", n) for n in (1, 2, 3)]
+    with pytest.raises(InputError, match=r"notes\.pdf: expected files ending in \.txt"):
+        find_sources(folder / "notes.pdf")
+    with pytest.raises(FileNotFoundError, match="gone"):
+        find_sources(folder / "gone")
+
+
+def test_every_file_gets_a_vector_or_a_reason(encoder, folder):
+    library = embed(encoder, folder)
+    assert names(library, folder) == GOOD and len(library) == 7
+    np.testing.assert_allclose(library.vectors, encoder.encode(library.sources, normalize=False), atol=1e-5)
+    np.testing.assert_allclose(library.matrix, encoder.encode(library.sources), atol=1e-5)
+    assert library.modalities == ["midi", "text", "text", "score", "score", "score", "score"]
+    first, second = library.failures
+    assert first["file"] == str(folder / "bad.mid") and "expected a MIDI file" in first["error"]
+    assert second["file"] == str(folder / "broken.musicxml") and "expected MusicXML" in second["error"]
+    assert check_found(library, folder) is library
+
+
+def test_nothing_to_embed(encoder, folder, cache):
+    library = embed_library(encoder, [], cache=cache, progress=False)
+    assert library.vectors.shape == (0, 96) and library.sources == library.failures == []
+    bad = embed_library(encoder, [folder / "bad.mid"], progress=False)
+    with pytest.raises(InputError, match="in: none of its 1 files could be embedded; the first: .*bad.mid"):
+        check_found(bad, folder)
+
+
+def test_a_kind_that_is_unknown_fails_alone(encoder, folder, cache):
+    for options in ({}, {"cache": cache}):
+        library = embed_library(encoder, [folder / "notes.pdf", folder / "a.txt"], progress=False, **options)
+        assert library.sources == [folder / "a.txt"] and "notes.pdf: expected a file" in library.failures[0]["error"]
+
+
+def test_a_second_run_asks_no_model(encoder, folder, cache, seen):
+    first = embed(encoder, folder, cache=cache)
+    assert len(seen) == 1 and len(seen[0]) == 9
+    again = embed(encoder, folder, cache=VectorCache(cache.path))
+    assert seen[1:] == [[str(folder / "bad.mid"), str(folder / "broken.musicxml")]]  # which may be whole by now
+    assert again.sources == first.sources and again.failures == first.failures
+    np.testing.assert_array_equal(again.vectors, first.vectors)
+
+
+def change(path: Path, text: str) -> None:
+    """Other content of the same size and time."""
+    before = path.stat()
+    assert len(text.encode()) == before.st_size
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # whose clock has steps
+        path.write_text(text)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("settled", [2, -1e9])
+def test_changed_content_gives_a_new_vector(encoder, folder, cache, seen, monkeypatch, settled):
+    monkeypatch.setattr(cache_module, "SETTLED_SECONDS", settled)
+    embed(encoder, folder / "a.txt", cache=cache)
+    change(folder / "a.txt", "a fast air")
+    library = embed(encoder, folder / "a.txt", cache=cache)
+    assert len(seen[-1]) == 1
+    np.testing.assert_allclose(library.matrix, encoder.encode("a fast air"), atol=1e-5)
+
+
+def test_names_do_not_count(encoder, folder, cache, seen):
+    first = embed(encoder, folder / "sub dir", cache=cache)
+    shutil.move(folder / "sub dir", folder / "elsewhere")
+    (folder / "elsewhere/book.abc").rename(folder / "elsewhere/jigs.ABC")
+    shutil.copy(folder / "elsewhere/B.TXT", folder / "elsewhere/copy.txt")
+    again = embed(encoder, folder / "elsewhere", cache=cache)
+    assert seen[1:] == [[]]
+    assert [str(s).rpartition("/")[2] for s in again.sources] == ["B.TXT", "copy.txt"] + [
+        f"jigs.ABC#{n}" for n in (1, 2, 3)
+    ]
+    np.testing.assert_array_equal(again.vectors, first.vectors[[0, 0, 1, 2, 3]])
+
+
+def test_what_a_file_is_taken_for_counts(encoder, folder, cache, seen):
+    embed(encoder, folder / "tune.abc", cache=cache)
+    shutil.copy(folder / "tune.abc", folder / "tune.txt")
+    library = embed(encoder, folder / "tune.txt", cache=cache)
+    assert seen[1:] == [[str(folder / "tune.txt")]]
+    np.testing.assert_allclose(library.matrix, encoder.encode(INTERLEAVED), atol=1e-5)
+
+
+def test_what_made_a_vector_counts(encoder, tiny_variant, folder, cache, seen, monkeypatch):
+    rounded = CLaMP3Encoder.from_pretrained(tiny_variant, "cpu", torch.bfloat16)
+    other = CLaMP3Encoder(replace_weights(encoder.loaded), device="cpu")
+    for each in (encoder, rounded, other):
+        library = embed(each, folder / "a.txt", cache=cache)
+        np.testing.assert_allclose(library.vectors, each.encode("a slow air", normalize=False), atol=1e-5)
+    monkeypatch.setattr(library_module, "__version__", "another")
+    embed(encoder, folder / "a.txt", cache=cache)
+    paths = [str(folder / "a.txt")]
+    assert [call for call in seen if call != ["a slow air"]] == [paths] * 4
+
+
+def replace_weights(loaded: Loaded) -> Loaded:
+    """The same sizes with weights of another training."""
+    model = type(loaded.model).from_geometry(loaded.geometry).eval()
+    return replace(loaded, model=model, space={**loaded.space, "weights_sha256": "0" * 64})
+
+
+def test_an_interrupted_run_keeps_what_was_done(encoder, folder, cache, seen, monkeypatch):
+    monkeypatch.setattr(library_module, "KEPT_AT_ONCE", 2)
+    sources = find_sources(folder / "sub dir")
+    run = embed_each(encoder, sources, cache=cache)
+    done = {number for number, _, _ in itertools.islice(run, 2)}
+    run.close()
+    assert {number for number, _, _ in embed_each(encoder, sources, cache=cache)} == {0, 1, 2, 3}
+    assert len(done) == 2 and seen[1:] == [[str(sources[n]) for n in sorted({0, 1, 2, 3} - done)]]
+
+
+def test_a_killed_process_keeps_what_was_done(tiny_variant, folder, cache, seen, encoder):
+    code = """
+import itertools, os, sys
+from clamplib import library
+from clamplib.cache import VectorCache
+from clamplib.encoder import CLaMP3Encoder
+
+library.KEPT_AT_ONCE = 2
+encoder = CLaMP3Encoder.from_pretrained(sys.argv[1], "cpu")
+sources = library.find_sources(sys.argv[2])
+list(itertools.islice(library.embed_each(encoder, sources, cache=VectorCache(sys.argv[3])), 2))
+os._exit(1)
+"""
+    command = [sys.executable, "-W", "error", "-c", code, tiny_variant, folder / "sub dir", cache.path]
+    assert subprocess.run(command).returncode == 1
+    embed(encoder, folder / "sub dir", cache=cache)
+    assert len(seen[0]) == 2
+
+
+def test_two_processes_share_a_cache(tiny_variant, folder, cache, encoder, seen):
+    code = """
+import sys
+from clamplib.cache import VectorCache
+from clamplib.encoder import CLaMP3Encoder
+from clamplib.library import embed_library, find_sources
+
+encoder = CLaMP3Encoder.from_pretrained(sys.argv[1], "cpu")
+print(len(embed_library(encoder, find_sources(sys.argv[2]), cache=VectorCache(sys.argv[3]), progress=False)))
+"""
+    command = [sys.executable, "-W", "error", "-c", code, tiny_variant, folder, cache.path]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0] for process in processes] == ["7\n", "7\n"]
+    assert len(embed(encoder, folder, cache=cache)) == 7 and len(seen[0]) == 2
+
+
+def test_a_damaged_cache_is_named(encoder, folder, cache):
+    cache.path.parent.mkdir()
+    cache.path.write_bytes(b"words" * 99)
+    with pytest.raises(InputError, match=r"vectors\.sqlite: expected a cache of vectors .*Remove it"):
+        embed(encoder, folder, cache=cache)
+
+
+def test_the_clusters_way_gives_the_same_vectors(encoder, tiny_variant, folder, cache, seen, monkeypatch):
+    asked = []
+
+    def run_jobs(function, jobs, *, workers, backend):
+        asked.append((len(jobs), workers, backend))
+        return ((number, function(job), None) for number, job in reversed(list(enumerate(jobs))))
+
+    expected = embed(encoder, folder)
+    monkeypatch.setattr(library_module, "run_jobs", run_jobs)
+    monkeypatch.setattr(library_module, "FILES_A_JOB", 4)
+    library_module._encoder.cache_clear()
+    found = embed(encoder, folder, cache=cache, backend="dask", workers=3)
+    assert asked == [(3, 3, "dask")] and [len(call) for call in seen[1:]] == [1, 4, 4]
+    assert library_module._encoder.cache_info().misses == 1  # one model a process
+    assert found.sources == expected.sources and found.failures == expected.failures
+    np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
+    again = embed(encoder, folder, cache=cache)
+    np.testing.assert_array_equal(again.vectors, found.vectors)
+
+
+def test_a_node_that_fails_names_its_files(encoder, folder, monkeypatch):
+    monkeypatch.setattr(library_module, "FILES_A_JOB", 5)
+    monkeypatch.setattr(
+        library_module, "run_jobs", lambda *_, **__: [(1, None, "MemoryError: "), (0, [(2, np.ones(96), None)], None)]
+    )
+    outcomes = list(embed_each(encoder, find_sources(folder), backend="ray"))
+    assert [outcome[0] for outcome in outcomes] == [5, 6, 7, 8, 2]
+    assert outcomes[0][2] == "MemoryError: " and outcomes[-1][1] is not None
+
+
+def test_nodes_can_only_load_what_was_loaded_by_name(encoder, folder):
+    other = CLaMP3Encoder(encoder.loaded, device="cpu")
+    with pytest.raises(InputError, match="expected an encoder of from_pretrained"):
+        embed(other, folder, backend="dask")
+
+
+@pytest.mark.parametrize("backend, package", [("dask", "distributed"), ("ray", "ray")])
+def test_a_real_cluster(encoder, folder, backend, package):
+    if importlib.util.find_spec(package):
+        found, expected = embed(encoder, folder, backend=backend), embed(encoder, folder)
+        np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
+        return
+    with pytest.raises(ImportError, match=f"pip install {package}"):
+        embed(encoder, folder, backend=backend)
+    pytest.skip(f"{package} is not installed")
+
+
+def test_from_a_checkpoint_by_name(tiny_weights, tiny_geometry, folder, monkeypatch):
+    """What a node is told is enough to make the same encoder."""
+    monkeypatch.setattr(checkpoints, "Geometry", lambda: tiny_geometry)
+    encoder = CLaMP3Encoder.from_pretrained(tiny_weights / "clamp3_tiny.pth", "cpu", torch.bfloat16)
+    same = CLaMP3Encoder.from_pretrained(**dict(encoder.pretrained))
+    assert (same.space_id, same.precision) == (encoder.space_id, encoder.precision)
+    hash(encoder.pretrained)
