@@ -37,6 +37,7 @@ from texts import LANGUAGES, Facts, caption, describe
 
 HELD_OUT, EVALUATION = range(0, 10), range(10, 13)  # of 100 buckets
 CLIPS = 300  # of held-out pieces, rendered
+VARIANTS = 3  # of the features of a training clip
 TRANSPOSED = 2  # copies of a tune in other keys
 SIGNATURES = "G D A C F Bb Eb E".split()  # of the keys that tunes stand in, commonest first
 
@@ -159,7 +160,7 @@ def training_lines(record: dict) -> Iterable[dict]:
         ]
         yield {
             "id": f"{record['id']}@{tonic}" if tonic else record["id"],
-            "filepaths": files if tonic else [*files, audio_name(files)],  # copies in other keys are not rendered
+            "filepaths": [*files, *varied_audio_names(files)],
             "language": "en",
             **english,
             "translations": translations,
@@ -196,6 +197,12 @@ def audio_name(files: Sequence[str]) -> str:
     """The name of the audio features of a piece with these files (see build_audio)."""
     mtf = next(name for name in files if name.startswith("mtf/"))
     return f"audio/{mtf.removeprefix('mtf/').removesuffix('.mtf')}.npy"
+
+
+def varied_audio_names(files: Sequence[str]) -> list[str]:
+    """`audio_name`, and the names of the same features as another recording might have them."""
+    name = audio_name(files)
+    return [name, *(name.replace(".npy", f"~{number}.npy") for number in range(1, VARIANTS + 1))]
 
 
 def held_out_clips(data: Path) -> list[dict]:

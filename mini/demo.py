@@ -1,10 +1,12 @@
-"""From scores and MIDI files to answers, offline: what `make demo` runs.
+"""From scores, MIDI files and recordings to answers, offline: what `make demo` runs.
 
-Takes 300 tunes that `mini` has never seen from the corpus inside music21, half as MusicXML, half as MIDI, and puts
-them through the scripts that a user runs: convert, extract, search. Everything stays in the output folder.
+Takes 300 tunes that `mini` has never seen from the corpus inside music21, two fifths as MusicXML, as many as MIDI, and
+the rest played by a sound font that it has not heard either, and puts them through the scripts that a user runs:
+convert, extract, search. Everything stays in the output folder.
 """
 
 import argparse
+import random
 import shlex
 import shutil
 import subprocess
@@ -14,15 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import joblib
+import soundfile
 from tqdm import tqdm
 
 from clamplib.notation import abc_to_xml
+from clamplib.spectral import RATE
 from convert import to_midi, without_labels
 from corpus import KINDS, Piece, pieces
+from render import MERLIN, render
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = Path(__file__).with_name("held_out_tunes.txt")
 TUNES, BEST = 300, 5
+MADE_OF = ("score", "MIDI", "score", "MIDI", "sound")  # of five tunes
 MARKER = "made_by_the_demo"  # lets the next run remove the folder
 DANCES = ("jig", "slip jig", "reel", "hornpipe", "strathspey")
 QUESTIONS = (  # language, sentence, right kinds of tune
@@ -71,8 +77,8 @@ def held_out_tunes(count: int) -> list[Piece]:
 
 
 def prepare(tunes: list[Piece], output: Path) -> dict[str, Piece]:
-    """Writes every other tune as MusicXML and the rest as MIDI, named by number; returns the tune of each name."""
-    print(f"{len(tunes)} held-out tunes -> {output}/musicxml and {output}/midi")
+    """Writes the tunes as MADE_OF says, named by number; returns the tune of each name."""
+    print(f"{len(tunes)} held-out tunes -> {output}/score, {output}/MIDI and {output}/sound")
     jobs = (joblib.delayed(_write)(piece, n, output) for n, piece in enumerate(tunes))
     parallel = joblib.Parallel(n_jobs=-1, return_as="generator")
     names = list(tqdm(parallel(jobs), total=len(tunes), unit="tune"))
@@ -83,22 +89,26 @@ def prepare(tunes: list[Piece], output: Path) -> dict[str, Piece]:
 
 
 def _write(piece: Piece, number: int, output: Path) -> str:
-    xml = abc_to_xml(without_labels(piece.abc))
-    folder = output / ("midi" if number % 2 else "musicxml")
+    xml, name = abc_to_xml(without_labels(piece.abc)), f"{number:04d}"
+    made_of = MADE_OF[number % len(MADE_OF)]
+    folder = output / made_of
     folder.mkdir(parents=True, exist_ok=True)
-    if number % 2:
-        to_midi(xml).save(folder / f"{number:04d}.mid")
+    if made_of == "score":
+        (folder / f"{name}.musicxml").write_text(xml, encoding="utf-8")
+    elif made_of == "MIDI":
+        to_midi(xml).save(folder / f"{name}.mid")
     else:
-        (folder / f"{number:04d}.musicxml").write_text(xml, encoding="utf-8")
-    return f"{number:04d}"
+        soundfile.write(folder / f"{name}.wav", render(to_midi(xml), MERLIN, random.Random(number)), RATE)
+    return name
 
 
 def search(output: Path) -> list[list[tuple[str, float]]]:
     """Runs the scripts; returns the keys and similarities that each question found."""
     run = _runner(output)
-    run("preprocessing/abc/batch_xml2abc.py", "musicxml", "abc")
+    run("preprocessing/abc/batch_xml2abc.py", "score", "abc")
     run("preprocessing/abc/batch_interleaved_abc.py", "abc", "music")
-    run("preprocessing/midi/batch_midi2mtf.py", "midi", "music")
+    run("preprocessing/midi/batch_midi2mtf.py", "MIDI", "music")
+    run("preprocessing/audio/extract_spectral.py", "sound", "music")
     run("code/extract_clamp3.py", "music", "music_features", "--get_global", "--variant", "mini")
     run("code/extract_clamp3.py", "questions", "question_features", "--get_global", "--variant", "mini")
     answers = []
@@ -133,7 +143,7 @@ def print_answer(question: tuple, answer: list[tuple[str, float]], found: dict[s
     for key, similarity in answer:
         facts = found[key].facts
         mark = "+" if facts.kind in right else " "
-        made_of = "MIDI" if int(key) % 2 else "score"
+        made_of = MADE_OF[int(key) % len(MADE_OF)]
         signature = f"{facts.tonic or '?'} {facts.mode or '?'}"
         print(
             f" {mark} {similarity:.3f}  {facts.kind:10} {signature:12} {facts.metre or '?':5} {made_of:5} {facts.title}"

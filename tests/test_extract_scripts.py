@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -94,17 +95,32 @@ def test_wrong_arguments(run, tmp_path, tiny_variant):
         run("extract_clamp3", tmp_path, tmp_path / "out", "--batch_size", "0")
 
 
-def launch(folder, *args):
-    """extract_clamp3.py in two processes; --multi_gpu is accelerate's way to start several, on a CPU too."""
-    command = [Path(sys.executable).with_name("accelerate"), "launch", "--num_machines", "1"]
+def launch(folder, machines, *args):
+    """extract_clamp3.py in two processes on one machine or two, both this one; returns (status, stdout, stderr).
+
+    --multi_gpu is accelerate's way to start several processes, on a CPU too.
+    """
+    command = [Path(sys.executable).with_name("accelerate"), "launch", "--num_machines", machines]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2", "--multi_gpu"]
-    command += ["--main_process_port", "0", CODE / "extract_clamp3.py", *args]
+    if machines > 1:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
+    else:
+        command += ["--main_process_port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(map(str, command), cwd=folder, env=environment, capture_output=True, text=True)
+    started = []
+    for rank in range(machines):
+        words = [*command, *(["--machine_rank", rank] if machines > 1 else []), CODE / "extract_clamp3.py", *args]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(list(map(str, words)), cwd=folder, env=environment, **pipes))
+    said = [process.communicate(timeout=240) for process in started]
+    return max(process.returncode for process in started), *map("".join, zip(*said, strict=True))
 
 
 @pytest.mark.slow
-def test_two_processes_by_accelerate_launch(golden, tiny_config, tiny_weights, tmp_path):
+@pytest.mark.parametrize("machines", [1, 2])
+def test_two_processes_by_accelerate_launch(machines, golden, tiny_config, tiny_weights, tmp_path):
     inputs = tmp_path / "in"
     for kind in ("txt", "npy"):
         (inputs / kind).mkdir(parents=True)
@@ -113,10 +129,11 @@ def test_two_processes_by_accelerate_launch(golden, tiny_config, tiny_weights, t
     for name in ("bad", "worse"):  # one for each process
         (inputs / f"{name}.txt").write_bytes(b"\xff")
     weights = tiny_weights / "clamp3_tiny.pth"
-    ended = launch(tmp_path, "in", "out", "--get_global", "--config", tiny_config, "--variant", weights)
-    assert ended.returncode == 1
-    assert len(ended.stdout.splitlines()) == 1, ended.stderr
-    assert ended.stdout.startswith("15 done, 0 skipped, 2 failed")
+    options = ("--get_global", "--config", tiny_config, "--variant", weights)
+    status, printed, errors = launch(tmp_path, machines, "in", "out", *options)
+    assert status == 1
+    assert len(printed.splitlines()) == 1, errors
+    assert printed.startswith("15 done, 0 skipped, 2 failed")
     lines = (tmp_path / "out/failures.jsonl").read_text().splitlines()
     assert [Path(json.loads(line)["file"]).name for line in lines] == ["bad.txt", "worse.txt"]
     expected = np.load(golden / "model/expected_clamp3_global.npz")

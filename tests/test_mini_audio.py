@@ -7,10 +7,10 @@ import mido
 import numpy as np
 import pytest
 
-from build import audio_name, held_out_clips
-from build_audio import play
+from build import VARIANTS, audio_name, held_out_clips, varied_audio_names
+from build_audio import play, vary
 from clamplib.mtf import midi_to_mtf
-from clamplib.spectral import RATE, SIZE
+from clamplib.spectral import RATE, SIZE, transpose
 from render import CLIP_SECONDS, DRUMS, INSTRUMENTS, MERLIN, TIMGM6MB, played, render
 
 
@@ -67,6 +67,34 @@ def test_features_lie_beside_the_scores(midi, tmp_path):
     features = np.load(tmp_path / name)
     assert features.shape in ((1, 6, SIZE), (1, 7, SIZE)) and np.isfinite(features).all()
     assert play([name], tmp_path, TIMGM6MB, workers=1).skipped == 1
+
+
+def test_copies_have_the_features_of_their_tune_in_their_key(midi, tmp_path):
+    for folder, shift in (("train", 0), ("transposed", 3)):
+        (tmp_path / "mtf" / folder).mkdir(parents=True)
+        moved = mido.MidiFile(ticks_per_beat=480, tracks=[shifted(track, shift) for track in midi.tracks])
+        (tmp_path / f"mtf/{folder}/a{'@E' if shift else ''}.mtf").write_text(midi_to_mtf(moved))
+    tune, copy = (varied_audio_names([f"mtf/{name}.mtf"]) for name in ("train/a", "transposed/a@E"))
+    assert tune == ["audio/train/a.npy", *(f"audio/train/a~{number}.npy" for number in range(1, VARIANTS + 1))]
+    features = np.random.default_rng(0).random((1, 6, SIZE), np.float32)
+    vary(copy, tmp_path)  # whose tune was not played
+    assert not (tmp_path / copy[0]).exists()
+    (tmp_path / "audio/train").mkdir(parents=True)
+    np.save(tmp_path / tune[0], features)
+    for names in (tune, copy):
+        vary(names, tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / tune[0]), features)
+    np.testing.assert_array_equal(np.load(tmp_path / copy[0]), transpose(features, 3))
+    variants = [np.load(tmp_path / name) for name in tune[1:]]
+    assert all(3 <= variant.shape[1] <= 6 and variant.shape[2] == SIZE for variant in variants)
+    assert len({variant.tobytes() for variant in variants}) == VARIANTS
+    vary(tune, tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / tune[1]), variants[0])
+
+
+def shifted(track, semitones):
+    moved = [m.copy(note=m.note + semitones) if m.type in ("note_on", "note_off") else m for m in track]
+    return mido.MidiTrack(moved)
 
 
 def test_clips_are_drawn_by_their_ids(tmp_path):

@@ -1,16 +1,19 @@
-"""The commands of the README's walk from files to answers, run one after another as they stand there."""
+"""The README's commands, run one after another as they stand there."""
 
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sound import sine, write
 
 import demo
+from clamplib import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -28,7 +31,7 @@ def commands(heading: str) -> list[str]:
 def workplace(tmp_path_factory, golden) -> Path:
     """A folder that looks like the clone, with somebody's scores, MIDI files and texts in it."""
     place = tmp_path_factory.mktemp("clone")
-    for name in ("code", "preprocessing", "retrieval"):
+    for name in ("classification", "code", "preprocessing", "retrieval"):
         (place / name).symlink_to(ROOT / name)
     for folder, sources in {
         "scores": ["abc/xml/bach__bwv154.3.mxl", "abc/xml/handmade__chords.musicxml"],
@@ -46,26 +49,98 @@ def workplace(tmp_path_factory, golden) -> Path:
     return place
 
 
-def test_from_files_to_answers(workplace):
-    walked = commands("From your files to answers")
-    assert len(walked) >= 12
+def run(command: str, place: Path) -> str:
+    """Runs a command of the README where somebody would; returns what it prints."""
+    words = shlex.split(command)
+    python = {"python": [sys.executable], "clamp3": [sys.executable, "-m", "clamplib.cli"]}
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "error"}
+    done = subprocess.run(python[words[0]] + words[1:], cwd=place, env=env, text=True, capture_output=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert done.stdout.strip(), command
+    return done.stdout
+
+
+def test_step_by_step(workplace):
+    walked = commands("Step by step")
+    assert len(walked) >= 12
     for command in walked:
-        words = [sys.executable if word == "python" else word for word in shlex.split(command)]
-        done = subprocess.run(words, cwd=workplace, env=env, text=True, capture_output=True)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        assert done.stdout.strip(), command
+        run(command, workplace)
     vectors = sorted((workplace / "features" / "texts").glob("*.npy"))
     assert len(vectors) == len(TEXTS) + 2
     assert all(np.isfinite(np.load(path)).all() for path in vectors)
 
 
-def test_in_your_own_code(monkeypatch):
-    monkeypatch.chdir(ROOT)
+@pytest.fixture(scope="module")
+def music(tmp_path_factory, golden) -> Path:
+    """The folder above `music`, somebody's scores and MIDI files, and `texts` about them."""
+    place = tmp_path_factory.mktemp("home")
+    for folder in ("music/scores", "music/midi", "texts/scores"):
+        (place / folder).mkdir(parents=True)
+    notes = "M:6/8\nK:D\nAFA dAF|AFA dfd|\n"
+    for name in ("air", "reel"):
+        (place / f"music/scores/{name}.abc").write_text(f"X:1\nT:{name}\n{notes}")
+        (place / f"texts/scores/{name}.txt").write_text(name)
+        notes = notes.replace("6/8", "4/4").replace("AFA dAF", "eAce aAce")
+    for name, source in (("air", "hm_type0"), ("reel", "m21__handmade__grace")):
+        (place / f"music/midi/{name}.mid").write_bytes((golden / f"midi/in/{source}.mid").read_bytes())
+    return place
+
+
+@pytest.mark.slow
+def test_one_command_one_page(music):
+    walked = commands("One command, one call, one page")
+    assert {command.split()[1] for command in walked} == set(cli.build_parser()._subparsers._group_actions[0].choices)
+    *commands_that_end, serve = walked
+    for command in commands_that_end:
+        run(command, music)
+    assert (music / "map.html").is_file() and (music / "ranks.csv").is_file()
+    words = [sys.executable, "-m", "clamplib.cli", *shlex.split(serve)[1:], "--port", "0"]
+    with subprocess.Popen(words, cwd=music, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
+        said = server.stdout.readline()
+        server.send_signal(signal.SIGINT)
+        rest, errors = server.communicate(timeout=60)
+    assert re.match(r"Search 4 sources at http://127\.0\.0\.1:\d+", said) and server.returncode == 0, rest + errors
+
+
+def test_in_python(music, monkeypatch):
+    monkeypatch.chdir(music)
     names = {}
     exec(re.search(r"(?s)```python\n(.*?)```", README)[1], names)
-    assert names["sentences"].shape == (2, 192)
-    assert np.isfinite(names["sentences"]).all()
+    assert names["vectors"].shape == (3, 192) and np.isfinite(names["vectors"]).all()
+
+
+def test_recordings_offline(tmp_path):
+    for name in ("code", "preprocessing", "retrieval"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("recordings", "texts"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "recordings/tone.wav", sine(2.0, 44_100, 440), 44_100, "pcm_s16le")
+    (tmp_path / "texts/lament.txt").write_text("a slow sad song")
+    run("python code/extract_clamp3.py texts features/texts --get_global --variant mini", tmp_path)
+    walked = [command for command in commands("Recordings") if "spectral" in command or "heard" in command]
+    assert len(walked) == 3
+    printed = [run(command, tmp_path) for command in walked]
+    assert "tone" in printed[-1]
+
+
+def test_classification(tmp_path):
+    for name in ("classification", "code"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    rng = np.random.default_rng(0)
+    directions = {"jig": rng.standard_normal(192), "reel": rng.standard_normal(192)}
+    rows = ["key,label"]
+    for folder, count in (("tunes", 20), ("scores", 4), ("kinds", 1)):
+        (tmp_path / "features" / folder).mkdir(parents=True)
+        for label, direction in directions.items():
+            for number in range(count):
+                key = label if folder == "kinds" else f"{label}{number}"
+                vector = direction + 0.1 * rng.standard_normal(192)
+                np.save(tmp_path / f"features/{folder}/{key}.npy", vector[None].astype(np.float32))
+                rows += [f"{key},{label}"] if folder == "tunes" else []
+    (tmp_path / "kinds.csv").write_text("\n".join(rows) + "\n")
+    walked = commands("Classification")
+    printed = [run(command, tmp_path) for command in walked]
+    assert len(walked) == 3 and all("1.0" in said or "100" in said for said in (printed[0], printed[2]))
 
 
 @pytest.mark.slow

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from sound import sine, write
 
-from clamplib.spectral import CHROMA_PARTS, HOP, LAGS, OCTAVES, PITCH_CLASSES, RATE, SECONDS, SIZE, spectral_features
+from clamplib.spectral import (
+    CHROMA_PARTS,
+    HOP,
+    LAGS,
+    OCTAVES,
+    PITCH_CLASSES,
+    RATE,
+    SECONDS,
+    SIZE,
+    spectral_features,
+    transpose,
+)
 
 BINS = OCTAVES * PITCH_CLASSES
 SCRIPT = Path(__file__).parents[1] / "preprocessing/audio/extract_spectral.py"
@@ -35,6 +46,16 @@ def test_chroma_follows_a_melody():
     scale = [60, 62, 64, 65, 67, 69, 71, 72, 71, 69]
     melody = np.concatenate([tone(pitch, 0.5) for pitch in scale])
     assert list(parts(spectral_features(melody))[1].argmax(1)) == [pitch % 12 for pitch in scale]
+
+
+@pytest.mark.parametrize("semitones", [-5, 0, 3, 12])
+def test_transposed_features_are_those_of_transposed_music(semitones):
+    moved = transpose(spectral_features(tone(64)), semitones)
+    levels, chroma, pulse = parts(moved)
+    expected = parts(spectral_features(tone(64 + semitones)))
+    assert levels.argmax() == expected[0].argmax() and (chroma.argmax(1) == expected[1].argmax(1)).all()
+    np.testing.assert_array_equal(pulse, parts(spectral_features(tone(64)))[2])
+    assert moved.dtype == np.float32 and transpose(np.stack([moved] * 2)[None], 1).shape == (1, 2, SIZE)
 
 
 @pytest.mark.parametrize("beat", [0.4, 0.6, 1.0])

@@ -82,7 +82,7 @@ def samples(recording: Recording, rate: int) -> Iterator[np.ndarray]:
     name = recording_name(recording)
     try:
         if isinstance(recording, Waveform):
-            yield from _finite(_resample(_cut(recording), recording.rate, rate))
+            yield from _finite(_resample(_cut(recording), int(recording.rate), rate))
             return
         # a path as a URL, so that no name is taken for another protocol's
         source = io.BytesIO(recording) if isinstance(recording, bytes) else f"file:{os.path.abspath(recording)}"
@@ -103,11 +103,12 @@ def samples(recording: Recording, rate: int) -> Iterator[np.ndarray]:
 def _cut(waveform: Waveform) -> Iterator[np.ndarray]:
     """The mean of a waveform's channels, in blocks."""
     sound = np.asarray(waveform.samples)
-    if sound.ndim not in (1, 2) or not sound.size or sound.dtype.kind != "f":
+    channels_first = sound.ndim == 1 or sound.ndim == 2 and len(sound) <= sound.shape[1]
+    if not channels_first or not sound.size or sound.dtype.kind != "f":
         raise InputError(f"expected samples of floats [n] or [channels, n], got {sound.dtype} {list(sound.shape)}")
     _check_rate(waveform.rate)
     sound = np.atleast_2d(sound).mean(axis=0, dtype=np.float32)
-    step = BLOCK_SECONDS * waveform.rate
+    step = BLOCK_SECONDS * int(waveform.rate)
     return (sound[start : start + step] for start in range(0, len(sound), step))
 
 

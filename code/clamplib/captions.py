@@ -21,13 +21,13 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from clamplib.checkpoints import weights_sha256
 from clamplib.files import InputError, show
+from clamplib.inputs import BLIP_REPO
 
 try:
     from PIL import Image, ImageOps
 except ImportError as error:
     raise ImportError('images need a package of their own: pip install "clamplib[images]"') from error
 
-BLIP_REPO = "Salesforce/blip-image-captioning-base"
 CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
 FORMATS = ("PNG", "JPEG", "WEBP")
 BATCH_SIZE = 8

@@ -18,7 +18,7 @@ from pickle import UnpicklingError
 
 import huggingface_hub
 import torch
-from httpx import HTTPError
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -126,8 +126,8 @@ def load_m3(
     batch_size: int = 16,
     mask_ratio: float = 0.45,
 ) -> Loaded:
-    """M3 of a folder, of a .pth file, or else the weights that the training settings name; no tokenizer."""
-    folder = variant_folder(variant)
+    """M3 of a folder (or owner/name), of a .pth file, or else the weights that the settings name; no tokenizer."""
+    folder = variant_folder(variant) or _fetch_folder(str(variant), None)
     if folder:
         geometry, path = _folder_weights(folder, M3_WEIGHTS)
     else:

@@ -21,6 +21,7 @@ import numpy as np
 from clamplib import __version__, confusion, distances, metrics, retrieval
 from clamplib.batch import positive
 from clamplib.files import InputError, atomic_path, key, show
+from clamplib.inputs import BLIP_REPO, SUFFIXES, modality_of
 from clamplib.labels import FROM_NAMES, feature_labels
 from clamplib.retrieval import Features
 from clamplib.scores import Tune, title
@@ -111,6 +112,13 @@ def build_parser() -> argparse.ArgumentParser:
         )
         common.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
         common.add_argument("--workers", type=positive, help="processes that convert; default: one a core")
+        common.add_argument(
+            "--images",
+            nargs="?",
+            const=BLIP_REPO,
+            metavar="MODEL",
+            help="take images too, by the captions that BLIP writes (fetched, or a folder)",
+        )
         common.add_argument("--no_cache", action="store_true", help="make every vector anew, and keep none")
         common.add_argument("--json", action="store_true", help="answer in JSON")
         return one
@@ -180,22 +188,20 @@ def build_parser() -> argparse.ArgumentParser:
 def embed(args: argparse.Namespace) -> Answer:
     """Write a vector (.npy) for every file of a folder."""
     from clamplib.extraction import close_jobs, input_files, open_jobs, save_feature
-    from clamplib.inputs import SUFFIXES
     from clamplib.library import embed_each
     from clamplib.scores import tunes
 
-    files = input_files(args.folder, args.output, SUFFIXES)
-    sources = {getattr(source, "alias", source): source for file in files for source in tunes(file)}
     encoder = _encoder(args)
-    jobs, report = open_jobs(list(sources), args.folder, args.output, encoder.space)
-    wanted = [sources[alias] for alias, _ in jobs]
-    for number, vector, error in _progress(
-        embed_each(encoder, wanted, cache=_cache(args), workers=args.workers, backend=args.backend), len(wanted)
-    ):
+    files = input_files(args.folder, args.output, encoder.suffixes)
+    sources = [source for file in files for source in tunes(file)]
+    jobs, report = open_jobs(sources, args.folder, args.output, encoder.space)
+    wanted = [source for source, _ in jobs]
+    embedded = embed_each(encoder, wanted, cache=_cache(args), workers=args.workers, backend=args.backend)
+    for number, vector, error in _progress(embedded, len(wanted)):
         if error:
             report.add_failure(wanted[number], error)
         else:
-            save_feature(wanted[number], jobs[number][1], vector[None], report)
+            save_feature(*jobs[number], vector[None], report)
     report = close_jobs(report, args.output)
     return Answer(report.summary(), {"done": report.done, "skipped": report.skipped}, report.failures)
 
@@ -330,14 +336,13 @@ def index(args: argparse.Namespace) -> Answer:
     """Make an index of a folder for `clamp3 search`, or bring it up to date."""
     from clamplib.cache import VectorCache
     from clamplib.index import Record
-    from clamplib.inputs import modality_of
     from clamplib.library import KEPT_AT_ONCE, content_keys, embed_each, find_sources
 
     location = args.milvus or args.index
     if not location:
         raise InputError("expected a folder for the index, or --milvus URI")
     encoder, cache = _encoder(args), VectorCache()
-    sources = find_sources(args.folder)
+    sources = find_sources(args.folder, encoder.suffixes)
     labels = _labels(_paths(sources), args.folder, args.labels) if args.labels else [""] * len(sources)
     keys = content_keys(encoder, sources, cache)
     records = [
@@ -383,7 +388,7 @@ def serve(args: argparse.Namespace) -> Answer:
     from clamplib.web import serve as run
 
     encoder = _encoder(args)
-    sources = find_sources(args.folder)
+    sources = find_sources(args.folder, encoder.suffixes)
     library = check_found(embed_library(encoder, sources, cache=_cache(args), workers=args.workers), args.folder)
     for failure in library.failures:
         print(f"left out: {failure['error']}", file=sys.stderr)
@@ -416,7 +421,7 @@ def demo(args: argparse.Namespace) -> Answer:
 def _encoder(args: argparse.Namespace) -> "CLaMP3Encoder":
     from clamplib.encoder import CLaMP3Encoder
 
-    return CLaMP3Encoder.from_pretrained(args.variant, device=args.device)
+    return CLaMP3Encoder.from_pretrained(args.variant, device=args.device, captioner=args.images)
 
 
 def _cache(args: argparse.Namespace) -> "VectorCache | None":
@@ -452,7 +457,7 @@ def _open(args: argparse.Namespace, path: str | Path, encoder: "CLaMP3Encoder") 
         check_same_space(show(path), features.space, "the variant that was asked for", encoder.space)
         failures = [{"file": str(path), "error": str(error)} for error in features.failures]
         return Opened(features, features.paths, [""] * len(features), failures)
-    library = embed_library(encoder, find_sources(path), cache=_cache(args), workers=args.workers)
+    library = embed_library(encoder, find_sources(path, encoder.suffixes), cache=_cache(args), workers=args.workers)
     check_found(library, path)
     matrix, lengths = retrieval.normalise(library.vectors)
     paths = _paths(library.sources)
@@ -470,8 +475,6 @@ def _is_features(path: str | Path) -> bool:
 
 
 def _has_inputs(folder: Path) -> bool:
-    from clamplib.inputs import SUFFIXES
-
     return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*"))
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 def start() -> torch.device:
     """Joins the processes that torchrun started, if it did, and returns this one's device."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = _device(local_rank)
+    device = best_device(local_rank)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         # gloo beside NCCL: numbers on the CPU are agreed on without a wait for the GPU
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -17,7 +17,8 @@ def start() -> torch.device:
     return device
 
 
-def _device(local_rank: int) -> torch.device:
+def best_device(local_rank: int = 0) -> torch.device:
+    """CUDA, Apple's GPU, or the CPU."""
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from clamplib import spectral
+from clamplib import distributed, spectral
 from clamplib.checkpoints import Loaded, load_clamp3, save_variant
 from clamplib.distances import centroid_similarity
 from clamplib.encoding import clamp3_encoders, encode
@@ -64,7 +64,7 @@ class CLaMP3Encoder:
             captioner: of BLIP, for images, which are encoded by their captions; None: images are refused.
         """
         self.loaded, self.dtype, self._mert_path, self._captioner_path = loaded, dtype, mert, captioner
-        self.device = torch.device(device) if device else best_device()
+        self.device = torch.device(device) if device else distributed.best_device()
         loaded.model.to(self.device)
         self.pretrained: tuple = ()  # how `from_pretrained` makes the same encoder in another process
         self._patchilizer = M3Patchilizer(loaded.geometry.patch_size, loaded.geometry.patch_length)
@@ -339,13 +339,6 @@ class Hit(NamedTuple):
 
     number: int
     similarity: float
-
-
-def best_device() -> torch.device:
-    """CUDA, Apple's GPU, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _as_list(items: Items) -> list[Item]:

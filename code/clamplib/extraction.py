@@ -82,13 +82,13 @@ def extract_files(
 
 
 def open_jobs(
-    sources: Sequence[Path], input_dir: str | Path, output_dir: str | Path, space: dict
-) -> tuple[list[tuple[Path, Path]], Report]:
+    sources: Sequence[os.PathLike], input_dir: str | Path, output_dir: str | Path, space: dict
+) -> tuple[list[tuple[os.PathLike, Path]], Report]:
     """This process's share of the (source, target) pairs that are to do, and a report that counts the done ones.
 
     Makes the output folder the space's. InputError if it holds another, or if a feature would replace an input.
     """
-    targets = output_paths(sources, input_dir, output_dir, ".npy")
+    targets = output_paths([getattr(source, "alias", source) for source in sources], input_dir, output_dir, ".npy")
     if both := set(map(os.path.abspath, sources)) & set(map(os.path.abspath, targets)):
         raise InputError(f"{show(min(both))}: expected an output folder where no feature replaces an input")
     known = _claim(output_dir, space)

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -245,8 +246,9 @@ def _outcomes(function: Callable, jobs: dict[int, Any], backend: str | None) -> 
     calls = [joblib.delayed(_one)(function, number, job) for number, job in jobs.items()]
     # ray's and dask's backends cannot give results as they come
     return_as = "list" if backend else "generator_unordered"
+    results = joblib.Parallel(return_as=return_as)(calls)
     try:
-        for number, *outcome in joblib.Parallel(return_as=return_as)(calls):
+        for number, *outcome in results:
             del left[number]
             yield number, *outcome
     except TerminatedWorkerError:
@@ -256,6 +258,11 @@ def _outcomes(function: Callable, jobs: dict[int, Any], backend: str | None) -> 
         rest = list(left.items())
         yield from _outcomes(function, dict(rest[: len(rest) // 2]), backend)
         yield from _outcomes(function, dict(rest[len(rest) // 2 :]), backend)
+    except GeneratorExit:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # joblib says that it was left before the end
+            results.close()
+        raise
 
 
 def _one(function: Callable, number: int, job: Any) -> tuple:

@@ -33,6 +33,7 @@ from clamplib.spectral import recording_features
 MODALITIES = ("text", "score", "midi", "audio", "image")
 TEXT_SUFFIXES, MIDI_SUFFIXES, FEATURE_SUFFIXES = (".txt",), (".mid", ".midi", ".mtf"), (".npy",)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+BLIP_REPO = "Salesforce/blip-image-captioning-base"  # on the hub: what writes the captions of images
 SUFFIXES = (*TEXT_SUFFIXES, *SCORE_SUFFIXES, *MIDI_SUFFIXES, *sound.SUFFIXES)  # of a collection's files
 MTF_BEGIN = "ticks_per_beat"
 

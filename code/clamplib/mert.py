@@ -21,7 +21,7 @@ from pickle import UnpicklingError
 import huggingface_hub
 import numpy as np
 import torch
-from httpx import HTTPError
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel

@@ -51,6 +51,15 @@ def spectral_features(window: np.ndarray) -> np.ndarray:
     return np.concatenate(((level - level.mean()) / 20, _chroma(pitches), _pulse(onsets))).astype(np.float32)
 
 
+def transpose(features: np.ndarray, semitones: int) -> np.ndarray:
+    """The features [..., 256] of the same music played higher, or lower where `semitones` is below 0."""
+    bins, chroma_end = OCTAVES * PITCH_CLASSES, SIZE - len(LAGS)
+    places = np.clip(np.arange(bins) - semitones, 0, bins - 1)
+    parts = features[..., bins:chroma_end].reshape(*features.shape[:-1], CHROMA_PARTS, PITCH_CLASSES)
+    chroma = np.roll(parts, semitones, axis=-1).reshape(*features.shape[:-1], -1)
+    return np.concatenate((features[..., places], chroma, features[..., chroma_end:]), axis=-1)
+
+
 def _chroma(pitches: np.ndarray) -> np.ndarray:
     """Pitch classes of the parts of a window: pitches [84, frames] -> [120]."""
     folded = pitches.reshape(OCTAVES, PITCH_CLASSES, -1).sum(0)
