@@ -1,8 +1,8 @@
 """From scores, MIDI files and recordings to answers, offline: what `make demo` runs.
 
-Takes 300 tunes that `mini` has never seen from the corpus inside music21, two fifths as MusicXML, as many as MIDI, and
-the rest played by a sound font that it has not heard either, and puts them through the scripts that a user runs:
-convert, extract, search. Everything stays in the output folder.
+Takes 300 tunes that `mini` has never seen from the corpus inside music21, half as MusicXML, half as MIDI, and plays 30
+of them by a sound font that it has not heard either; puts all through the scripts that a user runs: convert, extract,
+search. Everything stays in the output folder.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import joblib
@@ -28,7 +28,7 @@ from render import MERLIN, render
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = Path(__file__).with_name("held_out_tunes.txt")
 TUNES, BEST = 300, 5
-MADE_OF = ("score", "MIDI", "score", "MIDI", "sound")  # of five tunes
+PLAYED, HEARD = 30, 4  # tunes as recordings, and questions asked of them
 MARKER = "made_by_the_demo"  # lets the next run remove the folder
 DANCES = ("jig", "slip jig", "reel", "hornpipe", "strathspey")
 QUESTIONS = (  # language, sentence, right kinds of tune
@@ -59,11 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     (args.output / MARKER).touch()
     tunes = held_out_tunes(args.tunes)
     found = prepare(tunes, args.output)
-    answers = search(args.output)
-    right = [print_answer(question, answer, found) for question, answer in zip(QUESTIONS, answers, strict=True)]
-    share = sum(hits for hits, _ in right) / (BEST * len(right))
-    chance = sum(expected for _, expected in right) / len(right)
-    print(f"\nRight kind of tune among the {BEST} best: {share:.0%}; chance would give {chance:.0%}.")
+    search = prepare_search(args.output)
+    print_answers(QUESTIONS, search("music", len(QUESTIONS)), found)
+    played = {name: found[name] for name in sorted(path.stem for path in (args.output / "sound").iterdir())}
+    print(f"\nThe first {HEARD} again, among {len(played)} recordings:")
+    print_answers(QUESTIONS[:HEARD], search("recordings", HEARD), played)
     print(f"{len(found)} tunes, {len(QUESTIONS)} sentences, {time.perf_counter() - began:.0f} s.")
     return 0
 
@@ -77,52 +77,50 @@ def held_out_tunes(count: int) -> list[Piece]:
 
 
 def prepare(tunes: list[Piece], output: Path) -> dict[str, Piece]:
-    """Writes the tunes as MADE_OF says, named by number; returns the tune of each name."""
-    print(f"{len(tunes)} held-out tunes -> {output}/score, {output}/MIDI and {output}/sound")
-    jobs = (joblib.delayed(_write)(piece, n, output) for n, piece in enumerate(tunes))
+    """Writes every other tune as MusicXML and the rest as MIDI, and plays some; returns the tune of each name."""
+    print(f"{len(tunes)} held-out tunes -> {output}/musicxml, {output}/midi and {output}/sound")
+    step = max(1, len(tunes) // PLAYED)
+    jobs = (joblib.delayed(_write)(piece, n, output, n % step == 0) for n, piece in enumerate(tunes))
     parallel = joblib.Parallel(n_jobs=-1, return_as="generator")
     names = list(tqdm(parallel(jobs), total=len(tunes), unit="tune"))
-    (output / "questions").mkdir(parents=True)
+    (output / "inputs/questions").mkdir(parents=True)
     for number, (_, sentence, _) in enumerate(QUESTIONS):
-        (output / "questions" / f"{number:02d}.txt").write_text(sentence, encoding="utf-8")
+        (output / f"inputs/questions/{number:02d}.txt").write_text(sentence, encoding="utf-8")
     return dict(zip(names, tunes, strict=True))
 
 
-def _write(piece: Piece, number: int, output: Path) -> str:
+def _write(piece: Piece, number: int, output: Path, played: bool) -> str:
     xml, name = abc_to_xml(without_labels(piece.abc)), f"{number:04d}"
-    made_of = MADE_OF[number % len(MADE_OF)]
-    folder = output / made_of
-    folder.mkdir(parents=True, exist_ok=True)
-    if made_of == "score":
-        (folder / f"{name}.musicxml").write_text(xml, encoding="utf-8")
-    elif made_of == "MIDI":
-        to_midi(xml).save(folder / f"{name}.mid")
+    for folder in ("musicxml", "midi", "sound"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    if number % 2:
+        to_midi(xml).save(output / f"midi/{name}.mid")
     else:
-        soundfile.write(folder / f"{name}.wav", render(to_midi(xml), MERLIN, random.Random(number)), RATE)
+        (output / f"musicxml/{name}.musicxml").write_text(xml, encoding="utf-8")
+    if played:
+        soundfile.write(output / f"sound/{name}.wav", render(to_midi(xml), MERLIN, random.Random(number)), RATE)
     return name
 
 
-def search(output: Path) -> list[list[tuple[str, float]]]:
-    """Runs the scripts; returns the keys and similarities that each question found."""
+def prepare_search(output: Path) -> Callable[[str, int], list[list[tuple[str, float]]]]:
+    """Runs the scripts; returns what gives the keys and similarities that the first questions find in a folder."""
     run = _runner(output)
-    run("preprocessing/abc/batch_xml2abc.py", "score", "abc")
-    run("preprocessing/abc/batch_interleaved_abc.py", "abc", "music")
-    run("preprocessing/midi/batch_midi2mtf.py", "MIDI", "music")
-    run("preprocessing/audio/extract_spectral.py", "sound", "music")
-    run("code/extract_clamp3.py", "music", "music_features", "--get_global", "--variant", "mini")
-    run("code/extract_clamp3.py", "questions", "question_features", "--get_global", "--variant", "mini")
-    answers = []
-    for query in sorted((output / "question_features").glob("*.npy")):
-        printed = run(
-            "retrieval/semantic_search.py",
-            f"question_features/{query.name}",
-            "music_features",
-            "--top_k",
-            str(BEST),
-        )
-        found = (line.rsplit(" ", 1) for line in printed.splitlines()[1:])
-        answers.append([(key, float(similarity)) for key, similarity in found])
-    return answers
+    run("preprocessing/abc/batch_xml2abc.py", "musicxml", "abc")
+    run("preprocessing/abc/batch_interleaved_abc.py", "abc", "inputs/music")
+    run("preprocessing/midi/batch_midi2mtf.py", "midi", "inputs/music")
+    run("preprocessing/audio/extract_spectral.py", "sound", "inputs/recordings")
+    run("code/extract_clamp3.py", "inputs", "features", "--get_global", "--variant", "mini")
+
+    def search(folder: str, questions: int) -> list[list[tuple[str, float]]]:
+        answers = []
+        for number in range(questions):
+            query, references = f"features/questions/{number:02d}.npy", f"features/{folder}"
+            printed = run("retrieval/semantic_search.py", query, references, "--top_k", str(BEST))
+            found = (line.rsplit(" ", 1) for line in printed.splitlines()[1:])
+            answers.append([(key, float(similarity)) for key, similarity in found])
+        return answers
+
+    return search
 
 
 def _runner(output: Path) -> Callable[..., str]:
@@ -136,20 +134,20 @@ def _runner(output: Path) -> Callable[..., str]:
     return run
 
 
-def print_answer(question: tuple, answer: list[tuple[str, float]], found: dict[str, Piece]) -> tuple[int, float]:
-    """Prints the best tunes; returns how many are of a right kind, and the share of the right kinds in all tunes."""
-    language, sentence, right = question
-    print(f"\n{sentence}  ({language})")
-    for key, similarity in answer:
-        facts = found[key].facts
-        mark = "+" if facts.kind in right else " "
-        made_of = MADE_OF[int(key) % len(MADE_OF)]
-        signature = f"{facts.tonic or '?'} {facts.mode or '?'}"
-        print(
-            f" {mark} {similarity:.3f}  {facts.kind:10} {signature:12} {facts.metre or '?':5} {made_of:5} {facts.title}"
-        )
-    hits = sum(found[key].facts.kind in right for key, _ in answer)
-    return hits, sum(piece.facts.kind in right for piece in found.values()) / len(found)
+def print_answers(questions: Sequence[tuple], answers: list[list[tuple[str, float]]], found: dict[str, Piece]) -> None:
+    """Prints the best tunes of each question, then how many are of a right kind, and what chance would give."""
+    hits, expected = 0, 0.0
+    for (language, sentence, right), answer in zip(questions, answers, strict=True):
+        print(f"\n{sentence}  ({language})")
+        for key, similarity in answer:
+            facts = found[key].facts
+            mark = "+" if facts.kind in right else " "
+            signature = f"{facts.tonic or '?'} {facts.mode or '?'}"
+            print(f" {mark} {similarity:.3f}  {facts.kind:10} {signature:12} {facts.metre or '?':5} {facts.title}")
+        hits += sum(found[key].facts.kind in right for key, _ in answer)
+        expected += sum(piece.facts.kind in right for piece in found.values()) / len(found)
+    share, chance = hits / (BEST * len(questions)), expected / len(questions)
+    print(f"\nRight kind of tune among the {BEST} best: {share:.0%}; chance would give {chance:.0%}.")
 
 
 if __name__ == "__main__":

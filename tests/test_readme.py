@@ -150,8 +150,9 @@ def test_demo(tmp_path, capsys):
     for language, sentence, _ in demo.QUESTIONS:
         assert f"{sentence}  ({language})" in printed
     assert len({language for language, *_ in demo.QUESTIONS}) >= 4
-    assert len(re.findall(r"(?m)^ [+ ] 0?-?[01]\.\d{3}  ", printed)) == demo.BEST * len(demo.QUESTIONS)
-    assert re.search(r"among the 5 best: \d+%; chance would give \d+%", printed)
+    asked = len(demo.QUESTIONS) + demo.HEARD
+    assert len(re.findall(r"(?m)^ [+ ] 0?-?[01]\.\d{3}  ", printed)) == demo.BEST * asked
+    assert len(re.findall(r"among the 5 best: \d+%; chance would give \d+%", printed)) == 2
 
 
 def test_line_66_is_the_switch_that_the_readme_names():

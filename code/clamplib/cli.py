@@ -412,7 +412,8 @@ def demo(args: argparse.Namespace) -> Answer:
         question + "".join(f"\n{hit['similarity']:6.3f}  {hit['title']}" for hit in hits)
         for question, hits in answers.items()
     )
-    return Answer(text, {"answers": answers}, opened.failures)
+    text += f"\n\nof {len(opened.sources)} tunes; {len(opened.failures)} others cannot be read"
+    return Answer(text, {"answers": answers})
 
 
 # ------------------------------------------------------------------------------------------- what they share
