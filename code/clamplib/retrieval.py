@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from clamplib.arrays import load_array
+from clamplib.distances import centroid_similarity
 from clamplib.files import InputError, atomic_path, key, show, walk
 from clamplib.metrics import ranks
 from clamplib.space import check_same_space, read_space
@@ -225,11 +226,7 @@ def group_similarity(a: Features, b: Features) -> float:
 
     InputError where a mean is zero.
     """
-    mean_a, mean_b = (features.lengths @ features.matrix / len(features) for features in (a, b))
-    length = float(np.linalg.norm(mean_a) * np.linalg.norm(mean_b))
-    if not length:
-        raise InputError("expected mean vectors with a direction, but the vectors of one folder add up to zero")
-    return float(mean_a @ mean_b) / length
+    return centroid_similarity(*(each.lengths[:, None] * each.matrix for each in (a, b))).value
 
 
 def save_records(path: str | Path, records: list[dict]) -> Path:
