@@ -397,22 +397,24 @@ def serve(args: argparse.Namespace) -> Answer:
 
 
 def demo(args: argparse.Namespace) -> Answer:
-    """Ask sentences of Ryan's Mammoth Collection of fiddle tunes, which comes with music21."""
+    """Ask sentences of fiddle tunes that come with music21: a third of Ryan's Mammoth Collection."""
     from music21.common import getCorpusFilePath
 
-    folder = Path(getCorpusFilePath(), "ryansMammoth")
+    from clamplib.library import embed_library, find_sources
+
     encoder = _encoder(args)
-    opened = _open(args, folder, encoder)
+    sources = find_sources(Path(getCorpusFilePath(), "ryansMammoth"))[::3]
+    library = embed_library(encoder, sources, cache=_cache(args), workers=args.workers)
     answers = {}
     for question in DEMO_QUESTIONS:
-        rows, similarities = retrieval.search(encoder.encode(question), opened.features.matrix, 5)
+        rows, similarities = retrieval.search(encoder.encode(question), library.matrix, 5)
         found = zip(rows[0], similarities[0].tolist(), strict=True)
-        answers[question] = [{"title": _title(opened.sources[row]), "similarity": value} for row, value in found]
+        answers[question] = [{"title": _title(library.sources[row]), "similarity": value} for row, value in found]
     text = "\n\n".join(
         question + "".join(f"\n{hit['similarity']:6.3f}  {hit['title']}" for hit in hits)
         for question, hits in answers.items()
     )
-    text += f"\n\nof {len(opened.sources)} tunes; {len(opened.failures)} others cannot be read"
+    text += f"\n\nof {len(library)} tunes"
     return Answer(text, {"answers": answers})
 
 
