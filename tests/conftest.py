@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,4 +70,14 @@ def tiny_variant(tmp_path_factory, tiny_weights, tiny_geometry, tiny_tokenizer) 
     m3 = load_m3(tiny_weights / "m3_tiny.pth", weights_folder=tiny_weights, geometry=tiny_geometry).model
     clamp3 = load_clamp3(tiny_weights / "clamp3_tiny.pth", weights_folder=tiny_weights, geometry=tiny_geometry).model
     save_variant(folder, clamp3, tiny_tokenizer, tiny_geometry, m3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mert_weights(golden, tmp_path_factory) -> Path:
+    """A folder in the published layout: MERT, two layers of width 64."""
+    folder = tmp_path_factory.mktemp("mert")
+    shutil.copy(golden / "tiny/mert/nocqt/config.json", folder)
+    packed = (golden / "tiny/mert/nocqt/pytorch_model.bin.gz").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(gzip.decompress(packed))
     return folder

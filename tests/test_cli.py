@@ -116,7 +116,9 @@ def test_bad_files_are_named_and_the_others_found(ask, music, capsys):
         (["search", "a jig", "MUSIC/reels", "--modality", "audio"], "expected audio files, found none"),
         (["classify", "MUSIC", "jig"], "at least two classes"),
         (["classify", "MUSIC/reels", "jig", "reel", "--labels", "folders"], "expected true labels among jig, reel"),
-        (["eval", "MUSIC/texts", "MUSIC/reels", "--csv", "MUSIC"], ""),
+        (["eval", "MUSIC/texts", "MUSIC/reels", "--csv", "MUSIC"], "music: expected the name of a file to write"),
+        (["eval", "MUSIC/texts", "MUSIC/jigs"], "expected common keys, found none"),
+        (["eval", "MUSIC/texts", "MUSIC/jigs", "--relevance", "MUSIC/none.csv"], "none.csv"),
         (["index", "MUSIC"], "expected a folder for the index"),
         (["search", "a jig", "--milvus", "MUSIC/none.db"], "make it with `clamp3 index`"),
     ],
@@ -161,6 +163,18 @@ def test_index_follows_its_folder(ask, music, tmp_path):
     assert {"moved.abc#1", "moved.abc#2"} <= set(names(ask("search", "a jig", place)))
 
 
+def test_index_names_what_it_cannot_read(ask, music, tmp_path, capsys):
+    (music / "gone.abc").symlink_to("nowhere")
+    (music / "broken.mid").write_bytes(b"MThd")
+    answer = ask("index", music, tmp_path / "library", status=1)
+    assert (answer["changed"], answer["records"]) == (6, 6)
+    assert [Path(failure["file"]).name for failure in answer["failures"]] == ["broken.mid", "gone.abc"]
+    assert cli.main(["index", str(music), str(tmp_path / "library"), "--variant", "mini"]) == 1
+    said = capsys.readouterr()
+    assert "gone.abc: expected a file that can be read" in said.err
+    assert said.out == f"0 added or changed, 0 removed, 6 in {tmp_path / 'library'}\n"
+
+
 def test_index_in_milvus(ask, music, tmp_path):
     pytest.importorskip("pymilvus")
     pytest.importorskip("milvus_lite")
@@ -197,6 +211,55 @@ def test_eval(ask, music, tmp_path):
     assert [row["rank"] for row in csv.DictReader(table.read_text().splitlines())] == ["1", "1"]
 
 
+@pytest.fixture
+def judged(tmp_path, encoder) -> Path:
+    """Queries a, b and c, four references, and what is right: a finds r1, r2, r3, r4 in this order, b the other way."""
+    axes = np.eye(encoder.dimension, dtype=np.float32)
+    vectors = {"queries/a": axes[0], "queries/b": -axes[0], "queries/c": axes[1]}
+    for number, similarity in enumerate((0.9, 0.8, 0.7, 0.6), start=1):
+        vectors[f"references/r{number}"] = similarity * axes[0] + np.sqrt(1 - similarity**2) * axes[number]
+    for name, vector in vectors.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / f"{name}.npy", vector)
+    (tmp_path / "right.csv").write_text("query,reference,relevance\na,r2,1\na,r4,3\nb,r4,2\nb,r1,0\n")
+    return tmp_path
+
+
+def test_eval_by_a_table(ask, judged, capsys):
+    words = ["eval", judged / "queries", judged / "references", "--relevance", judged / "right.csv", "--at", 1, 2, 4]
+    answer = ask(*words, "--csv", judged / "values.csv")
+    assert (answer["queries"], answer["references"]) == (2, 4) and answer["left_out"] == {"queries": 1, "references": 0}
+    expected = {  # a: wrong, grade 1, wrong, grade 3; b: grade 2 first
+        "median_rank": (2, 1),
+        "mrr": (1 / 2, 1),
+        "hit@1": (0, 1),
+        "hit@2": (1, 1),
+        "ndcg@2": (1 / np.log2(3) / (3 + 1 / np.log2(3)), 1),
+        "ndcg@4": ((1 / np.log2(3) + 3 / np.log2(5)) / (3 + 1 / np.log2(3)), 1),
+        "map": ((1 / 2 + 2 / 4) / 2, 1),
+        "map@2": (1 / 2 / 2, 1),
+    }
+    for name, values in expected.items():
+        assert answer[name]["value"] == pytest.approx(np.mean(values)), name
+        assert [answer[name]["low"], answer[name]["high"]] == pytest.approx(sorted(values)), name  # of two queries
+    a, b = csv.DictReader((judged / "values.csv").read_text().splitlines())
+    assert [Path(row["query"]).name for row in (a, b)] == ["a.npy", "b.npy"]
+    assert [(row["right"], row["rank"], float(row["ap"])) for row in (a, b)] == [("2", "2", 0.5), ("1", "1", 1)]
+    assert float(a["ndcg@4"]) == pytest.approx(expected["ndcg@4"][0])
+    assert cli.main([*map(str, words), "--variant", "mini"]) == 0
+    first, *table = capsys.readouterr().out.splitlines()
+    left = f"1 queries without a right reference in {judged / 'right.csv'}"
+    assert first == f"2 queries among 4 references; left out: {left}"
+    assert "map          0.7500  (95 %: 0.5000 to 1.0000)" in table
+
+
+def test_eval_names_what_its_table_misnames(ask, judged):
+    (judged / "right.csv").write_text("query,reference\na,r1\nb,r9\n")
+    answer = ask("eval", judged / "queries", judged / "references", "--relevance", judged / "right.csv", status=1)
+    expected = "right.csv, line 3: expected the key of a reference with a vector, such as 'r1', got 'r9'"
+    assert answer["error"].endswith(expected)
+
+
 def test_classify(ask, music, tmp_path, encoder):
     (music / "texts").rename(tmp_path / "texts")
     answer = ask("classify", music, "jigs", "reels", "--labels", "folders")
@@ -227,6 +290,8 @@ def test_serve_gets_the_library(music, monkeypatch):
     )
     assert cli.main(["serve", str(music), "--variant", "mini", "--port", "0"]) == 0
     assert served == {"n": 6, "host": "127.0.0.1", "port": 0, "open_browser": False}
+    assert cli.main(["serve", str(music), "--variant", "mini"]) == 0
+    assert served["port"] == web.PORT
 
 
 def test_help_is_quick_to_load_and_shows_an_example():
@@ -235,6 +300,6 @@ def test_help_is_quick_to_load_and_shows_an_example():
     assert "example: clamp3 search" in done.stdout and done.stdout.splitlines()[-1] == "False"
     parser = cli.build_parser()
     for name, command in parser._subparsers._group_actions[0].choices.items():
-        assert f"example: clamp3 {name}" in command.format_help()
+        assert f"example: clamp3 {name}" in command.format_help() and "%%" not in command.format_help()
         words = shlex.split(command.epilog.removeprefix("example: clamp3 "))
         assert parser.parse_args(words).run

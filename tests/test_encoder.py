@@ -1,6 +1,5 @@
 """CLaMP3Encoder: vectors of anything equal those of the scripts, alone or in company; what is made of them."""
 
-import gzip
 import json
 import shutil
 import subprocess
@@ -30,16 +29,6 @@ from clamplib.scores import tunes
 TUNE = "X:1\nT:A tune\nM:4/4\nL:1/8\nK:C\nCDEF GABc|c8|]\n"
 CLOSE = {"atol": 1e-5, "rtol": 0}
 RATE = 24_000
-
-
-@pytest.fixture(scope="session")
-def mert_weights(golden, tmp_path_factory) -> Path:
-    """A folder in the published layout: MERT, two layers of width 64."""
-    folder = tmp_path_factory.mktemp("mert")
-    shutil.copy(golden / "tiny/mert/nocqt/config.json", folder)
-    packed = (golden / "tiny/mert/nocqt/pytorch_model.bin.gz").read_bytes()
-    (folder / "pytorch_model.bin").write_bytes(gzip.decompress(packed))
-    return folder
 
 
 @pytest.fixture(scope="session")

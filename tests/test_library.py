@@ -20,7 +20,17 @@ from clamplib.cache import VectorCache
 from clamplib.checkpoints import Loaded
 from clamplib.encoder import CLaMP3Encoder
 from clamplib.files import InputError
-from clamplib.library import Library, check_found, embed_each, embed_library, find_sources
+from clamplib.index import ExactIndex
+from clamplib.library import (
+    Library,
+    check_found,
+    embed_each,
+    embed_library,
+    find_sources,
+    open_collection,
+    update_index,
+)
+from clamplib.retrieval import normalise
 from clamplib.scores import Tune
 
 TUNE = "X:1\nT:A tune\nM:4/4\nL:1/8\nK:C\nCDEF GABc|c8|]\n"
@@ -213,6 +223,112 @@ os._exit(1)
     assert subprocess.run(command).returncode == 1
     embed(encoder, folder / "sub dir", cache=cache)
     assert len(seen[0]) == 2
+
+
+@pytest.fixture
+def index(encoder, tmp_path):
+    return ExactIndex(tmp_path / "index", encoder.space, encoder.dimension)
+
+
+def update(encoder, index, folder, **options):
+    return update_index(encoder, find_sources(folder), index, folder, progress=False, **options)
+
+
+def found_below(index, folder):
+    return sorted(path.removeprefix(f"{folder}/") for path in index.paths())
+
+
+def test_an_index_follows_its_folder(encoder, folder, index, seen):
+    first = update(encoder, index, folder)
+    assert (first.changed, first.removed) == (7, 0) and found_below(index, folder) == GOOD
+    assert [Path(failure["file"]).name for failure in first.failures] == ["bad.mid", "broken.musicxml"]
+    expected = embed(encoder, folder)
+    stored = index.vectors(record.key for record in index.records())
+    by_path = {record.path: stored[record.key] for record in index.records()}
+    for source, vector in zip(expected.sources, expected.matrix, strict=True):
+        np.testing.assert_allclose(by_path[str(source)], vector, atol=1e-5)
+    (folder / "a.txt").write_text("bad again")
+    (folder / "a.mtf").rename(folder / "moved.mtf")
+    (folder / "tune.abc").write_text("words")  # was good, is broken
+    calls = len(seen)
+    again = update(encoder, index, folder)
+    assert (again.changed, again.removed) == (2, 2) and len(again.failures) == 3
+    assert found_below(index, folder) == sorted({*GOOD, "moved.mtf"} - {"a.mtf", "tune.abc"})
+    assert [{Path(name).name for name in call} for call in seen[calls:]] == [
+        {"a.txt", "bad.mid", "broken.musicxml", "tune.abc"}
+    ]
+    labelled = update(encoder, index, folder / "sub dir", labels=["jig", None, "jig", "jig"])
+    assert (labelled.changed, labelled.removed, labelled.failures) == (3, 0, [])
+    assert sorted(record.label for record in index.records()) == ["", "", "", "jig", "jig", "jig"]
+
+
+def test_an_index_says_what_cannot_be_read(encoder, folder, index, cache, monkeypatch):
+    (folder / "sub dir/gone.txt").symlink_to("nowhere")
+    assert update(encoder, index, folder / "sub dir", cache=cache).failures == [
+        {
+            "file": str(folder / "sub dir/gone.txt"),
+            "error": f"{folder}/sub dir/gone.txt: expected a file that can be read (No such file or directory)",
+        }
+    ]
+    hashed = VectorCache.content_hashes
+    monkeypatch.setattr(
+        VectorCache,
+        "content_hashes",
+        lambda self, paths: {path: content for path, content in hashed(self, paths).items() if "B.TXT" not in path},
+    )
+    again = update(encoder, index, folder / "sub dir", cache=cache)
+    assert again.removed == 1 and len(again.failures) == 2 and "can be now; run it again" in again.failures[0]["error"]
+    assert found_below(index, folder / "sub dir") == ["book.abc#1", "book.abc#2", "book.abc#3"]
+
+
+def test_an_index_hashes_once_and_keeps_what_the_cache_may_keep(encoder, folder, index, cache, seen, monkeypatch):
+    hashed = []
+    content_hashes = VectorCache.content_hashes
+    monkeypatch.setattr(
+        VectorCache, "content_hashes", lambda self, paths: hashed.append(self.path) or content_hashes(self, paths)
+    )
+    monkeypatch.chdir(folder)
+    update(encoder, index, folder / "sub dir")
+    assert len(hashed) == 1 and not cache.path.exists() and not Path(":memory:").exists()
+    other = ExactIndex(Path(index.location).with_name("other"), encoder.space, encoder.dimension)
+    update(encoder, other, folder / "sub dir", cache=cache)
+    assert hashed[1:] == [cache.path] and len(embed(encoder, folder / "sub dir", cache=cache)) == 4
+    assert seen[2:] == [[]]
+
+
+def test_an_interrupted_update_keeps_what_was_done(encoder, folder, index, seen, monkeypatch):
+    monkeypatch.setattr(library_module, "KEPT_AT_ONCE", 2)
+    upsert = ExactIndex.upsert
+    calls = itertools.count()
+
+    def interrupted(self, records, vectors):
+        if next(calls):
+            raise KeyboardInterrupt
+        upsert(self, records, vectors)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ExactIndex, "upsert", interrupted)
+        update(encoder, index, folder / "sub dir")
+    assert len(index) == 2 and update(encoder, index, folder / "sub dir").changed == 2
+    assert len(seen[-1]) == 2
+
+
+def test_a_collection_is_embedded_or_taken_as_it_is(encoder, folder, tmp_path, seen):
+    made = open_collection(encoder, folder / "sub dir")
+    assert made.features.keys == ["B", "book-0001", "book-0002", "book-0003"]
+    np.testing.assert_allclose(made.features.matrix, encoder.encode(made.sources), atol=1e-5)
+    assert made.modalities == ["text", "score", "score", "score"] and made.failures == []
+    for name, vector in zip("ab", made.features.matrix, strict=False):
+        (tmp_path / "features").mkdir(exist_ok=True)
+        np.save(tmp_path / f"features/{name}.npy", 3 * vector)
+    (tmp_path / "features/bad.npy").write_bytes(b"words")
+    calls = len(seen)
+    taken = open_collection(encoder, tmp_path / "features")
+    assert taken.features.keys == ["a", "b"] and taken.modalities == ["", ""] and len(seen) == calls
+    np.testing.assert_allclose(taken.features.matrix, normalise(made.features.matrix)[0][:2], atol=1e-6)
+    assert len(taken.failures) == 1 and "bad.npy" in taken.failures[0]["error"]
+    shutil.copy(folder / "a.txt", tmp_path / "features")
+    assert open_collection(encoder, tmp_path / "features").modalities == ["text"]
 
 
 def test_two_processes_share_a_cache(tiny_variant, folder, cache, encoder, seen):

@@ -1,4 +1,3 @@
-import gzip
 import importlib.util
 import json
 import os
@@ -29,24 +28,14 @@ NAMES = ("exact_1s", "mono_22k05_1s7", "saw_44k1_stereo_1s3", "silence_1s2", "si
 
 
 @pytest.fixture(scope="session")
-def weights(golden, tmp_path_factory) -> Path:
-    """A folder in the published layout: MERT, two layers of width 64."""
-    folder = tmp_path_factory.mktemp("mert")
-    shutil.copy(golden / "tiny/mert/nocqt/config.json", folder)
-    packed = (golden / "tiny/mert/nocqt/pytorch_model.bin.gz").read_bytes()
-    (folder / "pytorch_model.bin").write_bytes(gzip.decompress(packed))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def mert(weights):
-    return load_mert(weights)
+def mert(mert_weights):
+    return load_mert(mert_weights)
 
 
 @pytest.fixture
-def own(weights, tmp_path):
+def own(mert_weights, tmp_path):
     """A copy of the folder, to be changed."""
-    return Path(shutil.copytree(weights, tmp_path / "own"))
+    return Path(shutil.copytree(mert_weights, tmp_path / "own"))
 
 
 def load_state(folder):
@@ -75,11 +64,11 @@ def last_line(out):
     return out.splitlines()[-1]
 
 
-def test_golden(run, golden, weights, tmp_path):
+def test_golden(run, golden, mert_weights, tmp_path):
     """All rates, since the resampler is the reference's."""
     expected = np.load(golden / "mert/expected.npz")
     for kind, options in (("all", ()), ("mean", ("--mean_features",))):
-        status, out, _ = run(golden / "mert/wav", tmp_path / kind, "--model_path", weights, *options)
+        status, out, _ = run(golden / "mert/wav", tmp_path / kind, "--model_path", mert_weights, *options)
         assert status == 0 and last_line(out) == "6 done, 0 skipped, 0 failed"
         for name in NAMES:
             found = np.load(tmp_path / kind / f"{name}.npy")
@@ -164,14 +153,14 @@ def test_weights_that_are_none(own, monkeypatch):
         load_mert(own)
 
 
-def test_the_hub_is_asked_for_the_very_files(weights, monkeypatch, mert):
+def test_the_hub_is_asked_for_the_very_files(mert_weights, monkeypatch, mert):
     asked = []
 
     def download(repo, name):
         asked.append((repo, name))
-        if not (weights / name).is_file():
+        if not (mert_weights / name).is_file():
             raise LocalEntryNotFoundError("no such entry")
-        return str(weights / name)
+        return str(mert_weights / name)
 
     monkeypatch.setattr(mert_module.huggingface_hub, "hf_hub_download", download)
     assert load_mert().space["weights_sha256"] == mert.space["weights_sha256"]
@@ -227,19 +216,19 @@ def test_batches_processes_and_chunks_change_nothing(mert, tmp_path, workers, mo
         np.testing.assert_allclose(np.load(out / name), feature, atol=1e-5)
 
 
-def test_resume(run, golden, weights, tmp_path):
+def test_resume(run, golden, mert_weights, tmp_path):
     folder, out = Path(shutil.copytree(golden / "mert/wav", tmp_path / "in")), tmp_path / "out"
-    options = ("--model_path", weights, "--mean_features")
+    options = ("--model_path", mert_weights, "--mean_features")
     assert last_line(run(folder, out, *options)[1]) == "6 done, 0 skipped, 0 failed"
     assert last_line(run(folder, out, *options)[1]) == "0 done, 6 skipped, 0 failed"
     os.utime(folder / "exact_1s.wav")
     (out / "short_0s5.npy").unlink()
     assert last_line(run(folder, out, *options)[1]) == "2 done, 4 skipped, 0 failed"
-    status, _, err = run(folder, out, "--model_path", weights)  # all hidden states beside their means
+    status, _, err = run(folder, out, "--model_path", mert_weights)  # all hidden states beside their means
     assert status == 1 and "kind differ" in err
 
 
-def test_every_input_gets_a_feature_or_a_reason(run, weights, tmp_path):
+def test_every_input_gets_a_feature_or_a_reason(run, mert_weights, tmp_path):
     folder = tmp_path / "in"
     (folder / "a b").mkdir(parents=True)
     tone = sine(1.5, 44_100, 440, 550)
@@ -257,7 +246,7 @@ def test_every_input_gets_a_feature_or_a_reason(run, weights, tmp_path):
     (folder / "words.wav").write_text("words\n" * 99)
     (folder / "empty.ogg").touch()
     out = tmp_path / "out"
-    status, text, _ = run(folder, out, "--model_path", weights)
+    status, text, _ = run(folder, out, "--model_path", mert_weights)
     assert status == 1 and last_line(text).startswith("7 done, 0 skipped, 4 failed")
     found = {path.relative_to(out).as_posix(): np.load(path) for path in out.rglob("*.npy")}
     names = ("30 ms", "a b/LOUD.Flac", "a b/LOUD.MP3", "cut", "film", "silence", "wav")
@@ -272,15 +261,15 @@ def test_every_input_gets_a_feature_or_a_reason(run, weights, tmp_path):
         assert reason in failure["error"]
 
 
-def test_arguments(run, tmp_path, weights, capsys):
+def test_arguments(run, tmp_path, mert_weights, capsys):
     with pytest.raises(SystemExit, match="0"):
         run("--help")
     assert "accelerate launch extract_mert.py recordings features/mert --mean_features" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         run(tmp_path, tmp_path / "out", "--batch_size", "0")
-    status, _, err = run(tmp_path / "absent", tmp_path / "out", "--model_path", weights)
+    status, _, err = run(tmp_path / "absent", tmp_path / "out", "--model_path", mert_weights)
     assert status == 1 and "absent" in err
-    status, _, err = run(tmp_path, tmp_path / "out", "--model_path", weights)
+    status, _, err = run(tmp_path, tmp_path / "out", "--model_path", mert_weights)
     assert status == 1 and ".wav .mp3 .flac" in err
 
 
@@ -305,13 +294,13 @@ def test_the_published_size():
 
 
 @pytest.mark.slow
-def test_two_processes_by_accelerate_launch(golden, weights, tmp_path):
+def test_two_processes_by_accelerate_launch(golden, mert_weights, tmp_path):
     folder = Path(shutil.copytree(golden / "mert/wav", tmp_path / "in"))
     for name in ("bad", "worse"):  # one for each process
         (folder / f"{name}.wav").write_bytes(b"words")
     command = [Path(sys.executable).with_name("accelerate"), "launch", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2", "--multi_gpu"]
-    command += ["--main_process_port", "0", SCRIPT, "in", "out", "--model_path", weights]
+    command += ["--main_process_port", "0", SCRIPT, "in", "out", "--model_path", mert_weights]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     ended = subprocess.run(map(str, command), cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 1

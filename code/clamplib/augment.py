@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from clamplib.mtf import FIRST_WORD
 from clamplib.patchilizer import M3Patchilizer
 
-MTF_START = "ticks_per_beat"
 NOT_TEXT = ("id", "filepaths", "language", "translations")  # fields of a piece that do not describe it
 TRANSLATION_SHARE = 0.5
 LINE_SHARE = 0.5
@@ -21,7 +21,7 @@ _HIDDEN_LINE = re.compile(r"^(?:[KMLQ]:|%%).*\n?", re.MULTILINE)
 
 def remove_instrument_info(text: str) -> str:
     """The piece without its instruments' names (ABC, lines V:) or numbers (MTF, program_change)."""
-    change = _clear_program if text.startswith(MTF_START) else _cut_voice_name
+    change = _clear_program if text.startswith(FIRST_WORD) else _cut_voice_name
     return "".join(change(line) for line in _LINE.findall(text))
 
 
@@ -42,7 +42,7 @@ def _cut_voice_name(line: str) -> str:
 
 def hide_header(text: str) -> str:
     """ABC without the lines that state key, metre, unit length, tempo and layout; MTF as it is."""
-    return text if text.startswith(MTF_START) else _HIDDEN_LINE.sub("", text)
+    return text if text.startswith(FIRST_WORD) else _HIDDEN_LINE.sub("", text)
 
 
 def text_lines(fields: Mapping[str, object]) -> list[str]:

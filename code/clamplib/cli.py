@@ -7,12 +7,11 @@ on the way, each once (see `cache`). A folder of features (.npy, see extract_cla
 import argparse
 import csv
 import io
-import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,19 +20,19 @@ import numpy as np
 from clamplib import __version__, confusion, distances, metrics, retrieval
 from clamplib.batch import positive
 from clamplib.files import InputError, atomic_path, key, show
-from clamplib.inputs import BLIP_REPO, SUFFIXES, modality_of
+from clamplib.inputs import BLIP_REPO
 from clamplib.labels import FROM_NAMES, feature_labels
-from clamplib.retrieval import Features
-from clamplib.scores import Tune, title
-from clamplib.space import check_same_space, read_space
+from clamplib.scores import title
 
 if TYPE_CHECKING:  # with torch, which --help does not need
     from clamplib.cache import VectorCache
     from clamplib.encoder import CLaMP3Encoder
     from clamplib.index import Index
+    from clamplib.library import Collection
 
 FOLDER = "a folder of scores, MIDI, recordings and texts, of features, or one file"
 BY_FOLDER, BY_MODALITY = "folders", "modalities"
+BACKEND = {"choices": ("ray", "dask"), "help": "embed on a cluster; default: here"}
 DEMO_QUESTIONS = (
     "a lively jig in six eight",
     "ein langsames, trauriges Lied",
@@ -41,16 +40,6 @@ DEMO_QUESTIONS = (
     "una canción lenta y melancólica",
     "速いリール",
 )
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The vectors of a folder or file: what each is of, its modality ("" where unknown), and what failed."""
-
-    features: Features
-    sources: list[os.PathLike]
-    modalities: list[str]
-    failures: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -98,11 +87,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     def command(run: Callable, example: str) -> argparse.ArgumentParser:
         name = run.__name__.removesuffix("_")
-        text = run.__doc__.replace("%", "%%")
         one = commands.add_parser(
             name,
-            help=text,
-            description=text,
+            help=run.__doc__.replace("%", "%%"),  # which argparse formats, unlike a description
+            description=run.__doc__,
             epilog=f"example: clamp3 {name} {example}",
         )
         one.set_defaults(run=run)
@@ -126,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     one = command(embed, "~/music features --variant mini")
     one.add_argument("folder", help=FOLDER)
     one.add_argument("output", help="folder for a .npy [1, D] a file; sub-folders are kept, what is up to date skipped")
-    one.add_argument("--backend", choices=("ray", "dask"), help="embed on a cluster; default: here")
+    one.add_argument("--backend", **BACKEND)
 
     one = command(search, '"a slow air in D minor" ~/music --variant mini')
     one.add_argument("query", help="a sentence in any language, or a file")
@@ -145,8 +133,17 @@ def build_parser() -> argparse.ArgumentParser:
     one = command(eval_, "texts scores --variant mini --csv ranks.csv")
     one.add_argument("queries", help=FOLDER)
     one.add_argument("references", help="likewise; what belongs together has one name up to the first dot")
-    one.add_argument("--at", type=positive, nargs="+", default=[1, 10, 100], help="k of Hit@k (default: 1 10 100)")
-    one.add_argument("--csv", type=Path, help="file for the rank of every query")
+    one.add_argument(
+        "--relevance",
+        type=Path,
+        metavar="FILE.csv",
+        help="table of what belongs together instead, any number of references a query: the columns query and "
+        "reference (folder and name up to the first dot), and where wanted relevance, a grade (default: 1)",
+    )
+    one.add_argument(
+        "--at", type=positive, nargs="+", default=[1, 10, 100], help="k of Hit@k and others (default: 1 10 100)"
+    )
+    one.add_argument("--csv", type=Path, help="file for what every query scores")
 
     one = command(classify, "~/music jig reel air --variant mini")
     one.add_argument("folder", help=FOLDER)
@@ -169,12 +166,12 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("index", nargs="?", help="folder of the index, which is made or brought up to date")
     one.add_argument("--milvus", metavar="URI", help="an index in Milvus instead: a .db file, or http://…")
     one.add_argument("--labels", help=f"labels to filter by: {FROM_NAMES}, {BY_FOLDER}, or a table of labels")
-    one.add_argument("--backend", choices=("ray", "dask"), help="embed on a cluster; default: here")
+    one.add_argument("--backend", **BACKEND)
 
     one = command(serve, "~/music --variant mini")
     one.add_argument("folder", help=FOLDER)
     one.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
-    one.add_argument("--port", type=int, default=8642, help="default: %(default)s; 0: a free one")
+    one.add_argument("--port", type=int, help="default: the page's own, which is shown; 0: a free one")
     one.add_argument("--open", action="store_true", help="show it in the browser")
 
     one = command(demo, "")
@@ -187,6 +184,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def embed(args: argparse.Namespace) -> Answer:
     """Write a vector (.npy) for every file of a folder."""
+    from tqdm import tqdm
+
     from clamplib.extraction import close_jobs, input_files, open_jobs, save_feature
     from clamplib.library import embed_each
     from clamplib.scores import tunes
@@ -197,7 +196,7 @@ def embed(args: argparse.Namespace) -> Answer:
     jobs, report = open_jobs(sources, args.folder, args.output, encoder.space)
     wanted = [source for source, _ in jobs]
     embedded = embed_each(encoder, wanted, cache=_cache(args), workers=args.workers, backend=args.backend)
-    for number, vector, error in _progress(embedded, len(wanted)):
+    for number, vector, error in tqdm(embedded, total=len(wanted), unit="file", disable=not wanted):
         if error:
             report.add_failure(wanted[number], error)
         else:
@@ -210,29 +209,35 @@ def search(args: argparse.Namespace) -> Answer:
     """Find what is closest to a sentence or a file."""
     encoder = _encoder(args)
     query = encoder.encode(Path(args.query) if _is_file(args.query) else args.query)
-    failures = []
     if args.milvus or args.library and _is_index(args.library):
-        with _index(args.milvus or args.library, encoder.space) as store:
-            below = os.path.abspath(args.below) if args.below else None
-            found = store.search(query, args.top_k, folder=below, label=args.label, modality=args.modality)[0]
-            hits = [(hit.path, hit.modality, hit.similarity) for hit in found]
+        hits, failures = _search_index(args, encoder, query), []
     elif args.library:
-        if args.below or args.label:
-            raise InputError("--below and --label need an index (see clamp3 index); name a folder within instead")
-        opened = _open(args, args.library, encoder)
-        failures = opened.failures
-        kept = [row for row, modality in enumerate(opened.modalities) if args.modality in (None, modality)]
-        if not kept:
-            raise InputError(f"{show(args.library)}: expected {args.modality} files, found none")
-        rows, similarities = retrieval.search(query, opened.features.matrix[kept], args.top_k)
-        order = [kept[row] for row in rows[0]]
-        found = zip(order, similarities[0].tolist(), strict=True)
-        hits = [(str(opened.sources[n]), opened.modalities[n], similarity) for n, similarity in found]
+        hits, failures = _search_folder(args, encoder, query)
     else:
         raise InputError("expected a folder or an index to search, or --milvus URI")
-    text = "\n".join(f"{similarity:6.3f}  {path}" for path, _, similarity in hits)
-    names = ("path", "modality", "similarity")
-    return Answer(text, {"query": args.query, "hits": [dict(zip(names, hit, strict=True)) for hit in hits]}, failures)
+    text = "\n".join(_line(similarity, path) for path, _, similarity in hits)
+    return Answer(text, {"query": args.query, "hits": _records(("path", "modality", "similarity"), hits)}, failures)
+
+
+def _search_index(args: argparse.Namespace, encoder: "CLaMP3Encoder", query: np.ndarray) -> list[tuple]:
+    """(path, modality, similarity) of each hit."""
+    below = os.path.abspath(args.below) if args.below else None
+    with _index(args.milvus or args.library, encoder.space) as store:
+        found = store.search(query, args.top_k, folder=below, label=args.label, modality=args.modality)[0]
+    return [(hit.path, hit.modality, hit.similarity) for hit in found]
+
+
+def _search_folder(args: argparse.Namespace, encoder: "CLaMP3Encoder", query: np.ndarray) -> tuple[list, list]:
+    """(path, modality, similarity) of each hit, and the failures."""
+    if args.below or args.label:
+        raise InputError("--below and --label need an index (see clamp3 index); name a folder within instead")
+    opened = _open(args, args.library, encoder)
+    kept = [row for row, modality in enumerate(opened.modalities) if args.modality in (None, modality)]
+    if not kept:
+        raise InputError(f"{show(args.library)}: expected {args.modality} files, found none")
+    [rows], [similarities] = retrieval.search(query, opened.features.matrix[kept], args.top_k)
+    found = zip((kept[row] for row in rows), similarities.tolist(), strict=True)
+    return [(str(opened.sources[n]), opened.modalities[n], value) for n, value in found], opened.failures
 
 
 def score(args: argparse.Namespace) -> Answer:
@@ -264,23 +269,30 @@ def score(args: argparse.Namespace) -> Answer:
 
 
 def eval_(args: argparse.Namespace) -> Answer:
-    """Measure retrieval: MRR, Hit@k, nDCG@k, median rank, with 95 % confidence intervals."""
+    """Measure retrieval: MRR, Hit@k, nDCG@k, median rank, mAP, with 95 % confidence intervals."""
     encoder = _encoder(args)
     opened = [_open(args, path, encoder) for path in (args.queries, args.references)]
     queries, references = (each.features for each in opened)
-    pairs = retrieval.pair(queries, references)
-    ranks = retrieval.pair_ranks(pairs)
-    values = metrics.rank_values(ranks, args.at)
+    if args.relevance:
+        relevance = retrieval.load_relevance(args.relevance, queries, references)
+        rows, among, lack = list(relevance), len(references), f"right reference in {show(args.relevance)}"
+        partners = {"right": [len(right) for right in relevance.values()]}
+        values = metrics.relevance_values(retrieval.relevance_blocks(queries, references, relevance), args.at)
+    else:
+        pairs = retrieval.pair(queries, references)
+        rows, among, lack = pairs.rows, len(np.unique(pairs.targets)), "partner"
+        partners = {"reference": [references.paths[target] for target in pairs.targets]}
+        values = metrics.rank_values(retrieval.pair_ranks(pairs), args.at)
     if args.csv:
-        named = [list(record.values())[:2] for record in retrieval.pair_records(pairs, "rank", ranks)]
-        rows = [[*names, *numbers] for names, numbers in zip(named, zip(*values.values(), strict=True), strict=True)]
-        write_csv(args.csv, ["query", "reference", *values], rows)
-    counts = {"queries": len(ranks), "references": len(np.unique(pairs.targets))}
-    left = {"queries": len(queries) - len(ranks), "references": len(references) - counts["references"]}
-    text = f"{counts['queries']} queries among {counts['references']} references"
-    text += f" ({left['queries']} and {left['references']} without a partner)\n" if any(left.values()) else "\n"
+        table = {"query": [queries.paths[row] for row in rows], **partners, **values}
+        write_csv(args.csv, table, zip(*table.values(), strict=True))
+    left = {"queries": len(queries) - len(rows), "references": len(references) - among}
+    text = f"{len(rows)} queries among {among} references"
+    if any(left.values()):
+        text += f"; left out: {' and '.join(f'{n} {side}' for side, n in left.items() if n)} without a {lack}"
     summary = metrics.summarise(values)
-    return Answer(text + _table(summary), {**counts, **_numbers(summary)}, _failures(opened))
+    counts = {"queries": len(rows), "references": among, "left_out": left}
+    return Answer(f"{text}\n{_table(summary)}", {**counts, **_numbers(summary)}, _failures(opened))
 
 
 def classify(args: argparse.Namespace) -> Answer:
@@ -294,8 +306,8 @@ def classify(args: argparse.Namespace) -> Answer:
     rows, similarities = retrieval.search(opened.features.matrix, encoder.prototypes(prompts), top_k=1)
     given, similarities = [classes[row] for row in rows[:, 0]], similarities[:, 0].tolist()
     found = list(zip(map(str, opened.sources), given, similarities, strict=True))
-    lines = [f"{similarity:6.3f}  {label}  {path}" for path, label, similarity in found]
-    data: dict = {"labels": [dict(zip(("path", "label", "similarity"), each, strict=True)) for each in found]}
+    lines = [_line(similarity, label, path) for path, label, similarity in found]
+    data: dict = {"labels": _records(("path", "label", "similarity"), found)}
     if args.labels:
         truth = _labels(opened.features.paths, args.folder, args.labels)
         known = [row for row, label in enumerate(truth) if label in prompts]
@@ -334,65 +346,34 @@ def map_(args: argparse.Namespace) -> Answer:
 
 def index(args: argparse.Namespace) -> Answer:
     """Make an index of a folder for `clamp3 search`, or bring it up to date."""
-    from clamplib.cache import VectorCache
-    from clamplib.index import Record
-    from clamplib.library import KEPT_AT_ONCE, content_keys, embed_each, find_sources
+    from clamplib.library import aliases, find_sources, update_index
 
     location = args.milvus or args.index
     if not location:
         raise InputError("expected a folder for the index, or --milvus URI")
-    encoder, cache = _encoder(args), VectorCache()
+    encoder = _encoder(args)
     sources = find_sources(args.folder, encoder.suffixes)
-    labels = _labels(_paths(sources), args.folder, args.labels) if args.labels else [""] * len(sources)
-    keys = content_keys(encoder, sources, cache)
-    records = [
-        Record(_address(source), keys[number], labels[number] or "", modality_of(source))
-        for number, source in enumerate(sources)
-        if number in keys
-    ]
-    root = os.path.join(os.path.abspath(args.folder), "")
+    labels = _labels(aliases(sources), args.folder, args.labels) if args.labels else None
+    options = {"labels": labels, "cache": _cache(args), "workers": args.workers, "backend": args.backend}
     with _index(location, encoder.space, encoder.dimension) as store:
-        known = set(store.records())
-        changed = [record for record in records if record not in known]
-        ready = store.vectors({record.key for record in changed})
-        moved = [record for record in changed if record.key in ready]
-        if moved:
-            store.upsert(moved, np.stack([ready[record.key] for record in moved]))
-        new = [record for record in changed if record.key not in ready]
-        by_path = dict(zip(map(_address, sources), sources, strict=True))
-        embedded = embed_each(
-            encoder,
-            [by_path[record.path] for record in new],
-            cache=None if args.no_cache else cache,
-            workers=args.workers,
-            backend=args.backend,
-        )
-        embedded, failures = iter(_progress(embedded, len(new))), []
-        while some := list(itertools.islice(embedded, KEPT_AT_ONCE)):
-            failures += [{"file": new[place].path, "error": error} for place, _, error in some if error]
-            if sound := [(new[place], vector) for place, vector, error in some if not error]:
-                some_records, vectors = zip(*sound, strict=True)
-                store.upsert(some_records, retrieval.normalise(np.stack(vectors))[0])
-        present = {record.path for record in records} - {failure["file"] for failure in failures}
-        gone = [path for path in store.paths() if path.startswith(root) and path not in present]
-        store.remove(gone)
+        update = update_index(encoder, sources, store, args.folder, **options)
         count = len(store)
-    counts = {"changed": len(changed) - len(failures), "removed": len(gone), "records": count}
-    text = f"{counts['changed']} added or changed, {counts['removed']} removed, {count} in {show(location)}"
-    return Answer(text, counts, failures)
+    text = f"{update.changed} added or changed, {update.removed} removed, {count} in {show(location)}"
+    return Answer(text, {"changed": update.changed, "removed": update.removed, "records": count}, update.failures)
 
 
 def serve(args: argparse.Namespace) -> Answer:
     """Serve a search page for a folder, to this machine alone unless told otherwise."""
+    from clamplib import web
     from clamplib.library import check_found, embed_library, find_sources
-    from clamplib.web import serve as run
 
     encoder = _encoder(args)
     sources = find_sources(args.folder, encoder.suffixes)
     library = check_found(embed_library(encoder, sources, cache=_cache(args), workers=args.workers), args.folder)
     for failure in library.failures:
         print(f"left out: {failure['error']}", file=sys.stderr)
-    run(encoder, library, args.folder, host=args.host, port=args.port, open_browser=args.open)
+    port = web.PORT if args.port is None else args.port
+    web.serve(encoder, library, args.folder, host=args.host, port=port, open_browser=args.open)
     return Answer("stopped", {"stopped": True})
 
 
@@ -411,7 +392,7 @@ def demo(args: argparse.Namespace) -> Answer:
         found = zip(rows[0], similarities[0].tolist(), strict=True)
         answers[question] = [{"title": _title(library.sources[row]), "similarity": value} for row, value in found]
     text = "\n\n".join(
-        question + "".join(f"\n{hit['similarity']:6.3f}  {hit['title']}" for hit in hits)
+        "\n".join([question, *(_line(hit["similarity"], hit["title"]) for hit in hits)])
         for question, hits in answers.items()
     )
     text += f"\n\nof {len(library)} tunes"
@@ -448,47 +429,14 @@ def _index(location: str, space: dict, width: int | None = None) -> "Index":
     return (MilvusIndex if milvus else ExactIndex)(location, space, width)
 
 
-def _failures(opened: Iterable[Opened]) -> list[dict[str, str]]:
+def _open(args: argparse.Namespace, path: str, encoder: "CLaMP3Encoder") -> "Collection":
+    from clamplib.library import open_collection
+
+    return open_collection(encoder, path, cache=_cache(args), workers=args.workers)
+
+
+def _failures(opened: Iterable["Collection"]) -> list[dict[str, str]]:
     return [failure for each in opened for failure in each.failures]
-
-
-def _open(args: argparse.Namespace, path: str | Path, encoder: "CLaMP3Encoder") -> Opened:
-    from clamplib.library import check_found, embed_library, find_sources
-
-    if _is_features(path):
-        features = retrieval.load_features(path)
-        check_same_space(show(path), features.space, "the variant that was asked for", encoder.space)
-        failures = [{"file": str(path), "error": str(error)} for error in features.failures]
-        return Opened(features, features.paths, [""] * len(features), failures)
-    library = embed_library(encoder, find_sources(path, encoder.suffixes), cache=_cache(args), workers=args.workers)
-    check_found(library, path)
-    matrix, lengths = retrieval.normalise(library.vectors)
-    paths = _paths(library.sources)
-    keys = [key(each, path) for each in paths]
-    features = Features(keys, matrix, lengths, paths, [], encoder.space)
-    return Opened(features, library.sources, library.modalities, library.failures)
-
-
-def _is_features(path: str | Path) -> bool:
-    """Whether a folder (or file) holds features and nothing else that could be embedded."""
-    path = Path(path)
-    if path.is_file():
-        return path.suffix == ".npy"
-    return path.is_dir() and (read_space(path) is not None or any(path.rglob("*.npy")) and not _has_inputs(path))
-
-
-def _has_inputs(folder: Path) -> bool:
-    return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*"))
-
-
-def _paths(sources: Sequence[os.PathLike]) -> list[Path]:
-    """A path for each: tunes of one file have paths of their own."""
-    return [Path(getattr(source, "alias", source)) for source in sources]
-
-
-def _address(source: os.PathLike) -> str:
-    """What an index calls it: its absolute path, with a tune's number behind."""
-    return str(replace(source, path=source.path.absolute())) if isinstance(source, Tune) else os.path.abspath(source)
 
 
 def _labels(paths: list[Path], folder: str | Path, source: str) -> list[str | None]:
@@ -510,10 +458,12 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _progress(outcomes: Iterable, total: int) -> Iterable:
-    from tqdm import tqdm
+def _line(similarity: float, *words: str) -> str:
+    return "  ".join([f"{similarity:6.3f}", *words])
 
-    return tqdm(outcomes, total=total, unit="file", disable=not total)
+
+def _records(names: Sequence[str], rows: Iterable[Sequence]) -> list[dict]:
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _table(rows: dict) -> str:
@@ -534,6 +484,8 @@ def _numbers(rows: dict) -> dict:
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Sequence]) -> None:
     """A table with a header, whole or not at all."""
+    if path.is_dir():
+        raise InputError(f"{show(path)}: expected the name of a file to write the table to, this is a folder")
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(header)

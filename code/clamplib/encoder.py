@@ -157,7 +157,7 @@ class CLaMP3Encoder:
         items = _as_list(items)
         vectors = np.empty((len(items), self.dimension), np.float32)
         outcomes = self.encode_each(items, modality, batch_size=batch_size, workers=workers)
-        for number, vector in _sound(tqdm(outcomes, total=len(items), unit="item", disable=not progress)):
+        for number, vector in _or_raise(tqdm(outcomes, total=len(items), unit="item", disable=not progress)):
             vectors[number] = vector[0]
         return normalise(vectors)[0] if normalize and len(items) else vectors
 
@@ -172,7 +172,7 @@ class CLaMP3Encoder:
         """The last hidden states of each item, float32 [T, H]: a row a token, a bar, some messages, or five seconds."""
         items = _as_list(items)
         outcomes = self.encode_each(items, modality, pooled=False, batch_size=batch_size, workers=workers)
-        frames = {number: states[0] for number, states in _sound(outcomes)}
+        frames = {number: states[0] for number, states in _or_raise(outcomes)}
         return [frames[number] for number in range(len(items))]
 
     def encode_each(
@@ -366,7 +366,7 @@ def _named(item: Item, number: int, error: str) -> str:
     return error if name in error else f"{name}: {error}"
 
 
-def _sound(outcomes: Iterable[tuple]) -> Iterator[tuple[int, np.ndarray]]:
+def _or_raise(outcomes: Iterable[tuple]) -> Iterator[tuple[int, np.ndarray]]:
     for number, feature, error in outcomes:
         if error:
             raise InputError(error)

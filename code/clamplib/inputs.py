@@ -24,7 +24,7 @@ import numpy as np
 from clamplib import sound
 from clamplib.arrays import load_array
 from clamplib.files import InputError, show
-from clamplib.mtf import midi_to_mtf, parse_midi
+from clamplib.mtf import FIRST_WORD, midi_to_mtf, parse_midi
 from clamplib.notation import FIELD, abc_to_xml, alone, interleave, reason, split_tunes, xml_to_abc
 from clamplib.scores import SCORE_SUFFIXES, Tune, decode_text, read_text, score_to_abc
 from clamplib.sound import Waveform
@@ -35,7 +35,6 @@ TEXT_SUFFIXES, MIDI_SUFFIXES, FEATURE_SUFFIXES = (".txt",), (".mid", ".midi", ".
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BLIP_REPO = "Salesforce/blip-image-captioning-base"  # on the hub: what writes the captions of images
 SUFFIXES = (*TEXT_SUFFIXES, *SCORE_SUFFIXES, *MIDI_SUFFIXES, *sound.SUFFIXES)  # of a collection's files
-MTF_BEGIN = "ticks_per_beat"
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,7 @@ def _read_audio(path: os.PathLike) -> Any:
 
 def _refuse_image(image: Any) -> str:
     raise InputError(
-        "an image is encoded by its caption: give the encoder a captioner, such as "
-        'captioner="Salesforce/blip-image-captioning-base"'
+        f'an image is encoded by its caption: give the encoder a captioner, such as captioner="{BLIP_REPO}"'
     )
 
 
@@ -148,7 +146,7 @@ def _of_text(text: str, modality: str) -> str:
         return text
     if modality == "score":
         return _abc(text)
-    if modality == "midi" and text.startswith(MTF_BEGIN):
+    if modality == "midi" and text.startswith(FIRST_WORD):
         return text
     expected = {"midi": "MTF", "audio": "a recording", "image": "an image"}[modality]
     raise InputError(f"expected {expected}, got the text {text[:40]!r}; for a file give its pathlib.Path")
@@ -159,7 +157,7 @@ def _of_bytes(data: bytes, modality: str) -> Any:
         return recording_features(data)
     if modality == "image":
         return _refuse_image(data)
-    if modality == "midi" and not data.startswith(MTF_BEGIN.encode()):
+    if modality == "midi" and not data.startswith(FIRST_WORD.encode()):
         return midi_to_mtf(parse_midi(data, "this MIDI"))
     if modality == "score" and (data[:2] == b"PK" or b"<" in data.lstrip()[:4]):  # behind a byte order mark
         return interleave(xml_to_abc(data))

@@ -6,8 +6,8 @@ the file is taken for, the tune in it, and all that made the vector.
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -17,10 +17,12 @@ from tqdm import tqdm
 from clamplib import __version__
 from clamplib.cache import VectorCache
 from clamplib.encoder import CLaMP3Encoder
-from clamplib.files import InputError, run_jobs, show, walk
-from clamplib.inputs import SUFFIXES, modality_of
-from clamplib.retrieval import normalise
+from clamplib.files import InputError, key, run_jobs, sha256, show, walk
+from clamplib.index import Index, Record
+from clamplib.inputs import FEATURE_SUFFIXES, SUFFIXES, modality_of
+from clamplib.retrieval import Features, load_features, normalise
 from clamplib.scores import Tune, tunes
+from clamplib.space import check_same_space, read_space
 
 KEPT_AT_ONCE = 16  # vectors; an interrupted run loses few
 FILES_A_JOB = 32  # on a cluster
@@ -47,6 +49,25 @@ class Library:
     @property
     def modalities(self) -> list[str]:
         return [modality_of(source) for source in self.sources]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The vectors of a folder or file to compare with others: what each is of, and why others have none."""
+
+    features: Features
+    sources: list[Source]
+    modalities: list[str]  # "" where unknown
+    failures: list[dict[str, str]]  # file, error
+
+
+@dataclass(frozen=True)
+class IndexUpdate:
+    """What has become of an index."""
+
+    changed: int  # records that are new, or of another content, label or modality than before
+    removed: int
+    failures: list[dict[str, str]]  # file, error
 
 
 def find_sources(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[Source]:
@@ -90,9 +111,14 @@ def embed_each(
     cache: VectorCache | None = None,
     workers: int | None = None,
     backend: str | None = None,
+    keys: Mapping[int, str] | None = None,
 ) -> Iterator[tuple[int, np.ndarray | None, str | None]]:
-    """(number, vector [D], None) of each source, or (number, None, why there is none), as they are done."""
-    keys = content_keys(encoder, sources, cache) if cache else {}
+    """(number, vector [D], None) of each source, or (number, None, why there is none), as they are done.
+
+    `keys`: their `content_keys`, where these are known.
+    """
+    if keys is None:
+        keys = content_keys(encoder, sources, cache) if cache else {}
     known = cache.get(set(keys.values())) if cache else {}
     ready = {number: known[key] for number, key in keys.items() if key in known}
     yield from ((number, vector, None) for number, vector in ready.items())
@@ -103,6 +129,117 @@ def embed_each(
         if cache:
             cache.put({keys[number]: vector for number, vector, _ in some if vector is not None and number in keys})
         yield from some
+
+
+def open_collection(
+    encoder: CLaMP3Encoder, path: str | Path, *, cache: VectorCache | None = None, workers: int | None = None
+) -> Collection:
+    """The vectors of a folder or file of any kind, made where it is not of features (.npy) that were extracted before.
+
+    InputError where there is none, or where features are of another space than the encoder's.
+    """
+    if _holds_features(path):
+        features = load_features(path)
+        check_same_space(show(path), features.space, "the variant that was asked for", encoder.space)
+        failures = [{"file": str(path), "error": str(error)} for error in features.failures]
+        return Collection(features, features.paths, [""] * len(features), failures)
+    sources = find_sources(path, encoder.suffixes)
+    library = check_found(embed_library(encoder, sources, cache=cache, workers=workers), path)
+    paths = aliases(library.sources)
+    features = Features([key(own, path) for own in paths], *normalise(library.vectors), paths, [], encoder.space)
+    return Collection(features, library.sources, library.modalities, library.failures)
+
+
+def _holds_features(path: str | Path) -> bool:
+    """Whether a file is one, or a folder holds features and nothing else that could be embedded."""
+    path = Path(path)
+    if path.is_file():
+        return path.suffix in FEATURE_SUFFIXES
+    if path.is_dir() and read_space(path):
+        return True
+    suffixes = {file.suffix.lower() for file in path.rglob("*")}
+    return not suffixes.isdisjoint(FEATURE_SUFFIXES) and suffixes.isdisjoint(SUFFIXES)
+
+
+def aliases(sources: Sequence[Source]) -> list[Path]:
+    """A path of its own for each: tunes of one file have such in name alone (see scores.Tune)."""
+    return [Path(getattr(source, "alias", source)) for source in sources]
+
+
+def update_index(
+    encoder: CLaMP3Encoder,
+    sources: Sequence[Source],
+    index: Index,
+    folder: str | Path,
+    *,
+    labels: Sequence[str | None] | None = None,
+    cache: VectorCache | None = None,
+    workers: int | None = None,
+    backend: str | None = None,
+    progress: bool = True,
+) -> IndexUpdate:
+    """Makes an index hold the sources, which lie in `folder`, as they are now, by their absolute paths.
+
+    Only content that the index does not know is embedded, and written as it is done, so that an interrupted update
+    loses little. A source without a vector is a failure, and not in the index; nor is what else it has had of `folder`.
+
+    Args:
+        labels: of each source, to filter by.
+        cache, backend: as for `embed_library`.
+    """
+    keys = content_keys(encoder, sources, cache or VectorCache(":memory:"))  # which is forgotten
+    failed = {number: _unreadable(source) for number, source in enumerate(sources) if number not in keys}
+    labels = labels or [None] * len(sources)
+    paths = [_address(source) for source in sources]
+    records = {n: Record(paths[n], keys[n], labels[n] or "", modality_of(sources[n])) for n in keys}
+    known = set(index.records())
+    changed = {number: record for number, record in records.items() if record not in known}
+    ready = index.vectors({record.key for record in changed.values()})
+    if moved := [record for record in changed.values() if record.key in ready]:
+        index.upsert(moved, np.stack([ready[record.key] for record in moved]))
+    new = [number for number, record in changed.items() if record.key not in ready]
+    outcomes = embed_each(
+        encoder,
+        [sources[number] for number in new],
+        cache=cache,
+        workers=workers,
+        backend=backend,
+        keys={place: keys[number] for place, number in enumerate(new)},
+    )
+    outcomes = tqdm(outcomes, total=len(new), unit="file", disable=not (progress and new))
+    errors = _upsert_each(index, [records[number] for number in new], outcomes)
+    failed |= {new[place]: error for place, error in errors.items()}
+    root = os.path.join(os.path.abspath(folder), "")
+    present = {path for number, path in enumerate(paths) if number not in failed}
+    gone = [path for path in index.paths() if path.startswith(root) and path not in present]
+    index.remove(gone)
+    failures = [{"file": str(sources[number]), "error": failed[number]} for number in sorted(failed)]
+    return IndexUpdate(len(changed.keys() - failed.keys()), len(gone), failures)
+
+
+def _upsert_each(index: Index, records: Sequence[Record], outcomes: Iterable[tuple]) -> dict[int, str]:
+    """Puts the vectors of `embed_each` into an index as they come; why the others have none, by their numbers."""
+    outcomes, errors = iter(outcomes), {}
+    while some := list(itertools.islice(outcomes, KEPT_AT_ONCE)):
+        errors |= {number: error for number, _, error in some if error}
+        if embedded := [(records[number], vector) for number, vector, error in some if not error]:
+            own, vectors = zip(*embedded, strict=True)
+            index.upsert(own, normalise(np.stack(vectors))[0])
+    return errors
+
+
+def _unreadable(source: Source) -> str:
+    """Why a source has no content key."""
+    try:
+        sha256(source)
+    except OSError as error:
+        return f"{show(source)}: expected a file that can be read ({error.strerror})"
+    return f"{show(source)}: could not be read a moment ago, but can be now; run it again"
+
+
+def _address(source: Source) -> str:
+    """What an index calls it: its absolute path, with a tune's number behind."""
+    return str(replace(source, path=source.path.absolute())) if isinstance(source, Tune) else os.path.abspath(source)
 
 
 def content_keys(encoder: CLaMP3Encoder, sources: Sequence[Source], cache: VectorCache) -> dict[int, str]:

@@ -19,6 +19,7 @@ from mido.messages.specs import SPEC_BY_TYPE
 
 from clamplib.files import InputError, show
 
+FIRST_WORD = "ticks_per_beat"  # of every MTF text
 M3_LEFT_OUT = frozenset("text copyright track_name instrument_name lyrics marker cue_marker device_name".split())
 NUMERIC_METAS = "sequence_number channel_prefix midi_port end_of_track set_tempo smpte_offset time_signature".split()
 CHANNEL_FIELDS = {type_: ("time", *spec["value_names"]) for type_, spec in SPEC_BY_TYPE.items()}
@@ -45,7 +46,7 @@ def midi_to_mtf(midi: str | Path | mido.MidiFile, m3_compatible: bool = True) ->
     if midi.ticks_per_beat <= 0:
         raise InputError(f"{name}: expected a division in ticks per beat, came one in SMPTE frames or zero")
     left_out = M3_LEFT_OUT if m3_compatible else frozenset()
-    lines = [f"ticks_per_beat {midi.ticks_per_beat}"]
+    lines = [f"{FIRST_WORD} {midi.ticks_per_beat}"]
     lines += [_line(delta, message) for delta, message in _merged(midi.tracks) if message.type not in left_out]
     return "\n".join(lines)
 
@@ -54,8 +55,8 @@ def mtf_to_midi(text: str) -> mido.MidiFile:
     """One track in a file of type 1. Raises InputError, naming the line, for what is no MTF."""
     lines = text.split("\n")
     word, _, ticks = lines[0].partition(" ")
-    if word != "ticks_per_beat" or not ticks.strip().lstrip("-").isdecimal():
-        raise InputError(f"expected `ticks_per_beat N` in the first line, came {lines[0][:60]!r}")
+    if word != FIRST_WORD or not ticks.strip().lstrip("-").isdecimal():
+        raise InputError(f"expected `{FIRST_WORD} N` in the first line, came {lines[0][:60]!r}")
     track = mido.MidiTrack()
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip() or line.split(" ", 1)[0] == "unknown_meta":

@@ -10,6 +10,8 @@ import re
 import numpy as np
 from unidecode import unidecode
 
+from clamplib.mtf import FIRST_WORD
+
 # The order decides: at any place the first one that matches is the bar line.
 BAR_LINES = ("|:", "::", ":|", "[|", "||", "|]", "|")
 _BAR_LINE = re.compile("(" + "|".join(re.escape(line) for line in BAR_LINES) + ")")
@@ -67,7 +69,7 @@ class M3Patchilizer:
     def split(self, item: str) -> list[str]:
         """Texts of a piece's patches, before they are cut to the patch size."""
         lines = _LINE.findall(unidecode(item.replace("L:1/8\n", "")))
-        if lines and lines[0].split(" ")[0] == "ticks_per_beat":
+        if lines and lines[0].split(" ")[0] == FIRST_WORD:
             return self._split_mtf(lines)
         return [text for line in lines for text in _split_abc(line)]
 

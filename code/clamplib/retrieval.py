@@ -6,8 +6,12 @@ rows; every comparison is a matrix product, a block at a time. Vectors of two sp
 compared.
 """
 
+import csv
 import json
+import math
+import os
 from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,6 +170,94 @@ def vector_ranks(queries: np.ndarray, references: np.ndarray, target: np.ndarray
     step = max(1, BLOCK_VALUES // len(references))
     starts = range(0, len(queries), step)
     return np.concatenate([ranks(queries[i : i + step] @ references.T, target[i : i + step]) for i in starts])
+
+
+def load_relevance(file: str | Path, queries: Features, references: Features) -> dict[int, dict[int, float]]:
+    """Which references are right for which queries: {row of a query: {row of a reference: its grade, above 0}}.
+
+    file: CSV with the columns `query` and `reference`, which hold keys, and where wanted `relevance`: 0 for a wrong
+    reference, more for a better one, and 1 where nothing stands. A key means all files that have it. Queries without a
+    right reference are left out. InputError names the line of a key that no file has, or of a grade that is none, or
+    that another line contradicts.
+    """
+    rows = {"query": _rows_of_keys(queries), "reference": _rows_of_keys(references)}
+    grades: dict[tuple[str, str], float] = {}
+    for place, record in _read_csv(file, required=rows):
+        names = tuple((record[side] or "").strip() for side in rows)
+        for (side, known), name in zip(rows.items(), names, strict=True):
+            if name not in known:
+                example = next(iter(known))
+                raise InputError(
+                    f"{place}: expected the key of a {side} with a vector, such as {example!r}, got {name!r}"
+                )
+        grade = _grade(record.get("relevance") or "1", place)
+        if grades.setdefault(names, grade) != grade:
+            raise InputError(
+                f"{place}: {' and '.join(map(repr, names))} have the relevance {grade:g} here, {grades[names]:g} before"
+            )
+    relevance = defaultdict(dict)
+    for (query, reference), grade in grades.items():
+        if grade:
+            for row in rows["query"][query]:
+                relevance[row] |= dict.fromkeys(rows["reference"][reference], grade)
+    if not relevance:
+        raise InputError(f"{show(file)}: expected rows with a relevance above 0, found none")
+    return dict(sorted(relevance.items()))
+
+
+def _rows_of_keys(features: Features) -> dict[str, list[int]]:
+    rows = defaultdict(list)
+    for row, name in enumerate(features.keys):
+        rows[name].append(row)
+    return rows
+
+
+def _read_csv(file: str | Path, required: Collection[str]) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """(file and line for a message, the row) of a table that has at least the required columns."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines)
+            if missing := set(required) - set(reader.fieldnames or ()):
+                raise InputError(
+                    f"{show(file)}: expected the columns {', '.join(required)} in its first line, "
+                    f"found no {' and no '.join(sorted(missing))}"
+                )
+            for row in reader:
+                yield f"{show(file)}, line {reader.line_num}", row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{show(file)}: expected CSV in UTF-8 ({error})") from error
+
+
+def _grade(text: str, place: str) -> float:
+    try:
+        grade = float(text)
+    except ValueError:
+        grade = math.nan
+    if not 0 <= grade < math.inf:
+        raise InputError(f"{place}: expected a relevance of 0 or more, got {text!r}")
+    return grade
+
+
+def relevance_blocks(
+    queries: Features, references: Features, relevance: Mapping[int, Mapping[int, float]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(similarity [q, N], gains [q, N]) of the queries of `load_relevance`, some at a time, for `relevance_values`.
+
+    Where a reference is the query's own file, it stands last unless it is called right.
+    """
+    own_rows = {os.path.abspath(path): row for row, path in enumerate(references.paths)}
+    rows = list(relevance)
+    step = max(1, BLOCK_VALUES // len(references))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        similarity = queries.matrix[some] @ references.matrix.T
+        gains = np.zeros_like(similarity)
+        for row, similarities, grades in zip(some, similarity, gains, strict=True):
+            grades[list(relevance[row])] = list(relevance[row].values())
+            own = own_rows.get(os.path.abspath(queries.paths[row]))
+            if own is not None and not grades[own]:
+                similarities[own] = -np.inf
+        yield similarity, gains
 
 
 def pair_similarities(pairs: Pairs) -> np.ndarray:
