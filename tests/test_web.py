@@ -1,16 +1,15 @@
 import asyncio
-import html
 import io
 import os
 import re
 import shutil
 import socket
-import subprocess
 import threading
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import mido
 import numpy as np
@@ -22,12 +21,14 @@ pytest.importorskip("uvicorn", reason="the search page is the extra clamplib[web
 import soundfile
 import uvicorn
 import verovio
+from PIL import Image
 from starlette.testclient import TestClient
 
 from clamplib import web
+from clamplib.captions import open_image
 from clamplib.encoder import CLaMP3Encoder
 from clamplib.files import InputError
-from clamplib.library import embed_library, find_sources
+from clamplib.library import Library, embed_library, find_sources
 from clamplib.notation import abc_to_xml, interleave, xml_to_abc
 from clamplib.previews import Previews, draw_roll, engrave, play
 from clamplib.scores import title
@@ -38,6 +39,7 @@ TITLE = "<script>document.title = 'broken out'</script>&amp;"
 REEL = "X:1\nT:{}\nM:4/4\nL:1/8\nK:D\n" + "dfaf gfed|cdef gfed|dfaf gfed|cABc d4|\n" * 2
 KERN = "!!!OTL: A scale\n**kern\n*clefG2\n*k[]\n*M4/4\n=1\n4c\n4d\n4e\n4f\n=2\n1g\n==\n*-\n"
 OUTSIDE = "outside.mid"
+CAPTION = "a man playing a piano"
 
 
 def midi_file(path, notes=((69, 480),), tempo=500_000, lead=0, program=73):
@@ -87,13 +89,32 @@ def client(encoder, library, folder):
         yield client
 
 
-def number_of(library, name):
-    return next(number for number, source in enumerate(library.sources) if Path(source).name == name)
+@pytest.fixture(scope="module")
+def addresses(library, folder):
+    """What each source of the library is called in links."""
+    return [str(source).removeprefix(f"{folder}/") for source in library.sources]
+
+
+@pytest.fixture(scope="module")
+def seeing(folder):
+    """An encoder to which every image shows the same."""
+    encoder = CLaMP3Encoder.from_pretrained("mini", device="cpu", captioner="a folder")
+    encoder._captioner = lambda images: [CAPTION for image in images if open_image(image)]
+    return encoder
+
+
+def image_file(path):
+    Image.new("RGB", (60, 40), "teal").save(path)
+    return path
+
+
+def at(what, address, **more):
+    return f"/api/{what}?{urlencode({'source': address, **more})}"
 
 
 def found(response):
     assert response.status_code == 200, response.text
-    return [(item["number"], item["similarity"]) for item in response.json()["results"]]
+    return [(item["address"], item["similarity"]) for item in response.json()["results"]]
 
 
 def refusal(response, status):
@@ -102,17 +123,18 @@ def refusal(response, status):
     return response.json()["error"]
 
 
-def check_closest(results, vector, library, numbers):
-    """Each of `numbers`, and in order of its cosine with the vector."""
-    similarities = library.matrix @ (vector / np.linalg.norm(vector))
-    expected = sorted(numbers, key=lambda number: -similarities[number])
-    assert [number for number, _ in results] == expected
-    np.testing.assert_allclose([value for _, value in results], similarities[expected], atol=1e-4)
+def check_closest(results, vector, library, addresses, left_out=()):
+    """All but those, and in order of their cosine with the vector."""
+    similarities = dict(zip(addresses, library.matrix @ (vector / np.linalg.norm(vector)), strict=True))
+    expected = sorted(similarities.keys() - set(left_out), key=lambda a: (-similarities[a], addresses.index(a)))
+    assert [address for address, _ in results] == expected
+    values = [similarities[address] for address in expected]
+    np.testing.assert_allclose([value for _, value in results], values, atol=1e-4)
 
 
-def test_a_text_finds_the_closest(client, encoder, library):
+def test_a_text_finds_the_closest(client, encoder, library, addresses):
     vector = encoder.encode("a lively reel")[0]
-    check_closest(found(client.get("/api/search?q=a+lively+reel")), vector, library, range(8))
+    check_closest(found(client.get("/api/search?q=a+lively+reel")), vector, library, addresses)
     assert (
         found(client.get("/api/search?q=a+lively+reel&top_k=2")) == found(client.get("/api/search?q=a lively reel"))[:2]
     )
@@ -121,21 +143,53 @@ def test_a_text_finds_the_closest(client, encoder, library):
     assert {item["modality"] for item in answer["results"]} == {"score"} and len(answer["results"]) == 2
 
 
-def test_more_like_this_compares_the_stored_vectors_and_leaves_itself_out(client, library):
-    number = number_of(library, "scale.mid")
-    answer = client.get(f"/api/similar/{number}")
-    check_closest(found(answer), library.vectors[number], library, set(range(8)) - {number})
-    assert answer.json()["query"]["item"]["name"] == "scale.mid" and answer.json()["total"] == 7
+@pytest.mark.parametrize("address", ["scale.mid", "book.abc#2", "sub/air.musicxml"])
+def test_more_like_this_compares_the_stored_vectors_and_leaves_itself_out(client, library, addresses, address):
+    answer = client.get(at("similar", address))
+    check_closest(found(answer), library.vectors[addresses.index(address)], library, addresses, [address])
+    assert answer.json()["query"]["item"]["address"] == address and answer.json()["total"] == 7
+
+
+def test_links_hold_when_other_files_come_and_go(encoder, tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("b & c.txt", "sub/d#2.txt", "sub/100%.txt"):
+        (tmp_path / name).write_text(f"the words of {name}")
+    book = REEL.format("First") + "\n" + REEL.format("Second")
+    (tmp_path / "e.abc").write_text(book)
+    before, after = {}, {}
+    for files in (before, after):
+        library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
+        with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
+            items = client.get("/api/search?q=a").json()["results"]
+            files |= {item["address"]: item["file"] for item in items}
+            assert client.get(files["b & c.txt"]).text == "the words of b & c.txt"
+            assert client.get(files["sub/100%.txt"]).text == "the words of sub/100%.txt"
+            if files is before:
+                (tmp_path / "a.txt").write_text("another")
+                (tmp_path / "sub/d#2.txt").unlink()
+            else:
+                assert "search for it anew" in refusal(client.get(before["sub/d#2.txt"]), 404)
+    assert set(before) - set(after) == {"sub/d#2.txt"} and set(after) - set(before) == {"a.txt"}
+    assert {address: after.get(address) for address in before if address in after}.items() <= before.items()
+
+
+def test_the_folder_may_be_a_file(encoder, folder):
+    path = folder / "book.abc"
+    library = embed_library(encoder, find_sources(path), workers=1, progress=False)
+    with TestClient(web.create_app(encoder, library, path), base_url=HERE) as client:
+        assert {address for address, _ in found(client.get("/api/search?q=a"))} == {"book.abc#1", "book.abc#2"}
+        assert client.get(at("file", "book.abc#2")).content == path.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["reel.abc", "scale.mid", "tone.wav", "air.txt"])
-def test_an_uploaded_file_finds_itself_and_stays_nowhere(client, folder, library, name, tmp_path, monkeypatch):
+def test_an_uploaded_file_finds_itself_and_stays_nowhere(client, folder, name, tmp_path, monkeypatch):
     before = sorted(folder.rglob("*"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     answer = client.post("/api/search?top_k=1", files={"file": (name.upper(), (folder / name).read_bytes())})
-    ((number, similarity),) = found(answer)
+    ((address, similarity),) = found(answer)
     twins = {"reel.abc": {"reel.abc", "book.abc", "air.musicxml"}}  # which hold the same notes
-    assert Path(library.sources[number]).name in twins.get(name, {name}) and similarity == pytest.approx(1, abs=1e-3)
+    close = Path(address.split("#")[0]).name
+    assert close in twins.get(name, {name}) and similarity == pytest.approx(1, abs=1e-3)
     assert answer.json()["query"] == {"file": name.upper()}
     assert not list(tmp_path.iterdir()) and sorted(folder.rglob("*")) == before
 
@@ -150,6 +204,7 @@ def test_an_uploaded_file_finds_itself_and_stays_nowhere(client, folder, library
         ("features.npy", b"\x93NUMPY", "features.npy: expected a file ending in .txt"),
         ("<b>.exe", b"MZ", "<b>.exe: expected a file ending in .txt"),
         ("../../tune.mid", b"", "tune.mid: expected a MIDI file"),
+        ("a.png", b"\x89PNG", "a.png: for images, by their captions, start the page with clamp3 serve --images"),
     ],
 )
 def test_an_upload_that_is_no_music_is_refused_in_a_sentence(client, name, content, expected, tmp_path, monkeypatch):
@@ -157,6 +212,37 @@ def test_an_upload_that_is_no_music_is_refused_in_a_sentence(client, name, conte
     error = refusal(client.post("/api/search", files={"file": (name, content)}), 400)
     assert expected in error and str(tmp_path) not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_finds_what_its_caption_finds(seeing, library, folder, tmp_path, monkeypatch):
+    content = image_file(tmp_path / "a.png").read_bytes()
+    with TestClient(web.create_app(seeing, library, folder), base_url=HERE) as client:
+        assert {".png", ".abc"} < set(client.get("/api/library").json()["suffixes"])
+        answer = client.post("/api/search?top_k=3", files={"file": ("photo.PNG", content)})
+        assert answer.json()["query"] == {"file": "photo.PNG", "caption": CAPTION}
+        assert found(answer) == found(client.get("/api/search", params={"q": CAPTION, "top_k": 3}))
+        error = refusal(client.post("/api/search", files={"file": ("photo.png", content[:20])}), 400)
+        assert error.startswith("photo.png: expected an image, PNG, JPEG or WebP")
+
+        def fetch(images):
+            raise FileNotFoundError("blip is no folder and could not be fetched")
+
+        monkeypatch.setattr(seeing, "_captioner", fetch)
+        error = refusal(client.post("/api/search", files={"file": ("photo.png", content)}), 503)
+        assert error == "blip is no folder and could not be fetched"
+
+
+def test_images_of_the_library_are_found_and_shown(seeing, tmp_path):
+    content = image_file(tmp_path / "a.webp").read_bytes()
+    (tmp_path / "a.txt").write_text("a jig")
+    library = embed_library(seeing, find_sources(tmp_path, seeing.suffixes), workers=1, progress=False)
+    with TestClient(web.create_app(seeing, library, tmp_path), base_url=HERE) as client:
+        assert client.get("/api/library").json()["modalities"] == {"image": 1, "text": 1}
+        (item,) = client.get("/api/search", params={"q": CAPTION, "modality": "image"}).json()["results"]
+        assert item["similarity"] == pytest.approx(1, abs=1e-3)
+        image = client.get(item["file"])
+        assert image.content == content and image.headers["content-type"] == "image/webp"
+        assert "sandbox" in image.headers["content-security-policy"]
 
 
 def test_an_upload_needs_its_field(client):
@@ -187,11 +273,16 @@ def test_a_search_that_makes_no_sense_is_refused(client, query):
 
 
 @pytest.mark.parametrize(
-    "number", ["8", "-1", "1.0", "one", "²", "9" * 5000, "..%2f..%2fetc%2fpasswd", "%2e%2e", "0%00", "reel.abc"]
+    "address",
+    ["", "0", "../outside.mid", "/etc/passwd", "./reel.abc", "sub/../reel.abc", "reel.abc\0", "book.abc", "book.abc#3"],
 )
-def test_items_are_their_numbers_and_nothing_else(client, number):
-    for path in ("similar/{}", "items/{}/file", "items/{}/sound", "items/{}/notation.svg", "items/{}/roll.svg"):
-        refusal(client.get("/api/" + path.format(number)), 404)
+def test_nothing_is_served_but_the_sources(client, folder, address):
+    for what in ("similar", "file", "sound", "notation.svg", "roll.svg"):
+        for asked in (address, str(folder / address)):
+            error = refusal(client.get(at(what, asked)), 404)
+            assert error.startswith("expected a source of this library, got ")
+    for path in ("file", "file?source=%ff", f"file?source={'9' * 5000}", "file/reel.abc", "items/0/file"):
+        assert len(refusal(client.get(f"/api/{path}"), 404)) < 400
 
 
 @pytest.mark.parametrize(
@@ -201,11 +292,10 @@ def test_of_the_disk_only_the_page_is_served(client, path):
     refusal(client.get(path), 404)
 
 
-def test_a_link_that_leads_out_is_found_but_not_served(client, library):
-    number = number_of(library, "link.mid")
-    assert client.get(f"/api/similar/{number}").status_code == 200
+def test_a_link_that_leads_out_is_found_but_not_served(client):
+    assert client.get(at("similar", "link.mid")).status_code == 200
     for what in ("file", "roll.svg", "sound"):
-        assert "leads out of the folder" in refusal(client.get(f"/api/items/{number}/{what}"), 403)
+        assert "leads out of the folder" in refusal(client.get(at(what, "link.mid")), 403)
 
 
 def test_a_file_that_is_gone_is_said_so(encoder, tmp_path):
@@ -214,8 +304,8 @@ def test_a_file_that_is_gone_is_said_so(encoder, tmp_path):
     library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
     (tmp_path / "a.txt").unlink()
     with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
-        assert refusal(client.get("/api/items/0/file"), 404) == "a.txt: the file is gone"
-        assert client.get("/api/items/1/file").text == "a jig"
+        assert refusal(client.get(at("file", "a.txt")), 404) == "a.txt: the file is gone"
+        assert client.get(at("file", "b.txt")).text == "a jig"
 
 
 @pytest.mark.parametrize(
@@ -242,10 +332,56 @@ def test_pages_of_other_sites_get_nothing(client):
 def test_the_page_needs_no_other_host_and_no_inline_code(client):
     policy = client.get("/").headers["content-security-policy"]
     assert policy.startswith("default-src 'self'; ") and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-    for name in ("", "page.js", "page.css", "icon.svg"):
+    for name in ("", "page.js", "page.css", "icon.svg", "error.html"):
         response = client.get(f"/{name}")
         assert response.status_code == 200 and response.headers["x-content-type-options"] == "nosniff"
         assert not re.search(r"""(?<!xmlns=")https?://|url\(|\sstyle=|\son\w+=|innerHTML|<script>""", response.text)
+
+
+def test_what_a_browser_opens_is_refused_by_a_page(client, encoder, library, folder, monkeypatch):
+    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    for path, headers, status in (
+        (at("file", "<b>gone"), {}, 404),
+        ("/none", {}, 404),
+        ("/api/search?q=a", {"sec-fetch-site": "cross-site"}, 403),
+    ):
+        answer = client.get(path, headers=browser | headers)
+        assert answer.status_code == status and "<h1>" in answer.text and "<b>" not in answer.text
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert answer.headers["content-security-policy"] == web.HEADERS["content-security-policy"]
+    monkeypatch.setattr(encoder, "encode", None)
+    app = web.create_app(encoder, library, folder)
+    with TestClient(app, base_url=HERE, raise_server_exceptions=False) as broken:
+        assert "the terminal" in refusal(broken.get("/api/search?q=a"), 500)
+        assert "the terminal" in broken.get("/api/search?q=a", headers=browser).text
+
+
+def test_one_search_at_a_time_has_the_model_and_who_needs_none_does_not_wait(encoder, library, folder, monkeypatch):
+    at_work, most, entered, release = [], [], threading.Event(), threading.Event()
+
+    def encode(text, modality):
+        at_work.append(text)
+        most.append(len(at_work))
+        entered.set()
+        assert release.wait(60)
+        at_work.remove(text)
+        return library.matrix[:1]
+
+    monkeypatch.setattr(encoder, "encode", encode)
+    answers = []
+    with running(web.create_app(encoder, library, folder)) as address:
+        asking = [
+            threading.Thread(target=lambda q=q: answers.append(urlopen(f"{address}/api/search?q={q}").read()))
+            for q in range(5)
+        ]
+        for thread in asking:
+            thread.start()
+        assert entered.wait(60)
+        assert urlopen(address + at("similar", "scale.mid")).status == 200 and not answers
+        release.set()
+        for thread in asking:
+            thread.join()
+    assert len(answers) == 5 and set(most) == {1}
 
 
 def test_what_there_is(client, folder):
@@ -265,11 +401,11 @@ def test_names_that_are_no_unicode_can_be_shown(encoder, tmp_path):
     library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
     with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
         (item,) = client.get("/api/search?q=polska").json()["results"]
-        assert item["name"] == r"'sl\udce4ngpolska.txt'"
+        assert item["name"] == r"'sl\udce4ngpolska.txt'" and item["address"] == r"sl\udce4ngpolska.txt"
         assert client.get(item["file"]).text == "a polska"
 
 
-def test_recordings_stream_by_ranges(client, folder, library):
+def test_recordings_stream_by_ranges(client, folder):
     content = (folder / "tone.wav").read_bytes()
     (item,) = client.get("/api/search?q=a&modality=audio").json()["results"]
     assert item["sound"] == item["file"]
@@ -280,41 +416,37 @@ def test_recordings_stream_by_ranges(client, folder, library):
     assert whole.content == content and whole.headers["content-type"] == "audio/wav"
 
 
-def test_files_of_scores_are_never_shown_as_pages(client, library):
-    response = client.get(f"/api/items/{number_of(library, 'air.musicxml')}/file")
+def test_files_of_scores_are_never_shown_as_pages(client):
+    response = client.get(at("file", "sub/air.musicxml"))
     assert response.headers["content-type"] == "application/octet-stream"
     assert response.headers["content-disposition"] == 'attachment; filename="air.musicxml"'
     assert "sandbox" in response.headers["content-security-policy"]
-    text = client.get(f"/api/items/{number_of(library, 'air.txt')}/file")
+    text = client.get(at("file", "air.txt"))
     assert text.headers["content-type"] == "text/plain; charset=utf-8" and "悲しい歌" in text.text
 
 
-def test_previews_of_each_kind(client, library):
-    answers = {
-        name: client.get(f"/api/items/{number_of(library, name)}/notation.svg") for name in ("reel.abc", "book.abc")
-    }
-    for svg in answers.values():
+def test_previews_of_each_kind(client):
+    reel, first, second = (client.get(at("notation.svg", name)) for name in ("reel.abc", "book.abc#1", "book.abc#2"))
+    for svg in (reel, first, second):
         assert svg.headers["content-type"] == "image/svg+xml" and "<script" not in svg.text
         assert svg.headers["content-security-policy"] == "default-src 'none'; style-src 'unsafe-inline'; sandbox"
-    second = client.get(f"/api/items/{number_of(library, 'book.abc') + 1}/notation.svg")
-    assert second.text.count("keyAccid") < answers["book.abc"].text.count("keyAccid")  # one sharp, not two
-    narrow = client.get(f"/api/items/{number_of(library, 'reel.abc')}/notation.svg?narrow")
-    assert 'viewBox="0 0 360 ' in narrow.text and 'viewBox="0 0 640 ' in answers["reel.abc"].text
-    number = number_of(library, "scale.mid")
-    assert client.get(f"/api/items/{number}/roll.svg").text.count("M") == 12 + 2  # and the lines of C4 and C5
-    sound, rate = soundfile.read(io.BytesIO(client.get(f"/api/items/{number}/sound").content))
+    assert second.text.count("keyAccid") < first.text.count("keyAccid")  # one sharp, not two
+    narrow = client.get(at("notation.svg", "reel.abc", narrow=""))
+    assert 'viewBox="0 0 360 ' in narrow.text and 'viewBox="0 0 640 ' in reel.text
+    assert client.get(at("roll.svg", "scale.mid")).text.count("M") == 12 + 2  # and the lines of C4 and C5
+    sound, rate = soundfile.read(io.BytesIO(client.get(at("sound", "scale.mid")).content))
     assert len(sound) / rate == pytest.approx(12 * 0.25 + 1, abs=0.1)
-    assert "expected midi for that" in refusal(client.get(f"/api/items/{number_of(library, 'air.txt')}/roll.svg"), 404)
+    assert "expected midi for that" in refusal(client.get(at("roll.svg", "air.txt")), 404)
 
 
 def test_a_preview_that_fails_says_why(encoder, tmp_path):
     midi_file(tmp_path / "tune.mid")
     library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
     with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
-        assert client.get("/api/items/0/roll.svg").status_code == 200
+        assert client.get(at("roll.svg", "tune.mid")).status_code == 200
         (tmp_path / "tune.mid").write_bytes(b"MThd")
-        os.utime(tmp_path / "tune.mid", (2**33, 2**33))  # newer than its picture
-        error = refusal(client.get("/api/items/0/roll.svg"), 400)
+        os.utime(tmp_path / "tune.mid", (0, 0))  # as a file that is put back
+        error = refusal(client.get(at("roll.svg", "tune.mid")), 400)
         assert error.startswith("tune.mid: expected whole tracks") and str(tmp_path) not in error
 
 
@@ -404,20 +536,33 @@ def test_a_preview_that_kills_its_process_is_alone_in_it(tmp_path):
     def die(source, target):
         os._exit(1)
 
-    def copy(source, target):
-        shutil.copy(source, target)
-
     async def both():
         previews = Previews(tmp_path)
-        with pytest.raises(InputError, match="the process that worked on it died"):
-            await previews.get(die, tmp_path / "a", "b")
-        made = await previews.get(copy, tmp_path / "a", "b")
-        again = await previews.get(die, tmp_path / "a", "b")  # it is there
+        for make in (die, shutil.copy):  # it is not tried again, until its source changes
+            with pytest.raises(InputError, match="the process that worked on it died"):
+                await previews.get(make, tmp_path / "a", "b")
+        made = await previews.get(shutil.copy, tmp_path / "a", "c")
+        assert await previews.get(die, tmp_path / "a", "c") == made  # it is there
+        os.utime(tmp_path / "a", (2**33, 2**33))
+        again = await previews.get(shutil.copy, tmp_path / "a", "b")
         previews.close()
-        return made.read_text(), again
+        return made.read_text(), again.read_text()
 
     (tmp_path / "a").write_text("text")
-    assert asyncio.run(both()) == ("text", tmp_path / "b")
+    assert asyncio.run(both()) == ("text", "text")
+
+
+def test_what_was_used_last_is_kept(tmp_path, monkeypatch):
+    async def get(*names):
+        previews = Previews(tmp_path / "previews")
+        for name in names:
+            await previews.get(shutil.copy, tmp_path / "a", name)
+        previews.close()
+
+    (tmp_path / "a").write_bytes(bytes(40))
+    monkeypatch.setattr("clamplib.previews.MOST_BYTES", 100)
+    asyncio.run(get("b", "c", "b", "d"))
+    assert {path.name.split("-")[1] for path in (tmp_path / "previews").iterdir()} == {"b", "d"}
 
 
 def test_a_preview_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
@@ -460,53 +605,188 @@ def running(app):
             thread.join()
 
 
-DRIVER = """
-const seen = (name) => { document.body.dataset[name] = document.querySelector("#status").textContent; };
-const settled = async () => {
-  do await new Promise((resolve) => setTimeout(resolve, 100));
-  while (/^(|Searching…)$/.test(document.querySelector("#status").textContent));
-};
-document.addEventListener("securitypolicyviolation", (event) => { document.body.dataset.blocked = event.blockedURI; });
-addEventListener("load", async () => {
-  await settled();
-  document.querySelector("a.similar").click();
-  await settled();
-  seen("similar");
-  const files = new DataTransfer();
-  files.items.add(new File(["no music"], "<b>.mid"));
-  dispatchEvent(new DragEvent("drop", { dataTransfer: files, cancelable: true }));
-  await settled();
-  seen("dropped");
-  history.go(-2);
-  await new Promise((resolve) => addEventListener("popstate", resolve, { once: true }));
-  await settled();
-  seen("back");
-});
-"""
+@contextmanager
+def browsing(app, **options):
+    """A page of a browser, in which no script may fail, and nothing break the content's policy."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    faults = []
+    with running(app) as address, playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(base_url=address, **options)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text) if "Policy" in message.text else None)
+        page.set_default_timeout(60_000)
+        yield page
+        browser.close()
+    assert not faults
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_the_page_in_a_browser(encoder, library, folder, tmp_path, monkeypatch):
+def settled(page, beginning=""):
+    """What the page says when an answer that begins so has come, and the pictures with it."""
+    from playwright.sync_api import expect
+
+    status = page.get_by_role("status")
+    expect(status).to_have_text(re.compile(rf"^(?!Searching){beginning}."), timeout=60_000)
+    page.wait_for_function("""async () => {
+        for (const image of document.images) {
+          image.loading = "eager";
+          await image.decode().catch(() => {});
+        }
+        return true;
+    }""")
+    return status.inner_text()
+
+
+def drop(page, path):
+    """Drops a file on the page."""
+    page.evaluate(
+        """([name, bytes]) => {
+          const files = new DataTransfer();
+          files.items.add(new File([new Uint8Array(bytes)], name));
+          dispatchEvent(new DragEvent("drop", { dataTransfer: files, cancelable: true }));
+        }""",
+        [path.name, list(path.read_bytes())],
+    )
+
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+
+@in_a_browser
+def test_the_page_in_a_browser(seeing, library, folder, tmp_path):
     """A link with a query shows its results; clicks, drops and the way back work, and no title comes alive."""
-    page = tmp_path / "page"
-    shutil.copytree(web.PAGE, page)
-    (page / "driver.js").write_text(DRIVER, encoding="utf-8")
-    index = (page / "index.html").read_text(encoding="utf-8")
-    (page / "index.html").write_text(index.replace("</head>", '<script src="driver.js"></script></head>'), "utf-8")
-    monkeypatch.setattr(web, "PAGE", page)
-    app = web.create_app(encoder, library, folder)
+    app = web.create_app(seeing, library, folder)
     query = {"q": "un reel animé", "modality": "score"}
     items = TestClient(app, base_url=HERE).get("/api/search", params=query).json()["results"]
-    with running(app) as address:
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-        command += ["--virtual-time-budget=60000", "--dump-dom", f"{address}/?{urlencode(query)}"]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=True)
-    results = done.stdout.split('id="results"')[1].split("</ol>")[0]
-    titles = [html.unescape(title) for title in re.findall(r"<h2[^>]*>(.*?)</h2>", results)]
-    assert titles == [item["title"] for item in items] and len(titles) == 4
-    assert 'alt="Notation of An Air, its beginning"' in results and 'class="fault"' not in results
-    status = "All 4, closest first, to “un reel animé”"
-    assert f"{status}</p>" in done.stdout and f'data-back="{status}"' in done.stdout
-    assert f'data-similar="All 3, closest first, to “{html.escape(titles[0], quote=False)}”"' in done.stdout
-    assert 'data-dropped="&lt;b&gt;.mid: expected a MIDI file' in done.stdout.replace("<b>", "&lt;b&gt;")
-    assert "<title>un reel animé" in done.stdout and "data-blocked" not in done.stdout
+    with browsing(app) as page:
+        page.goto(f"/?{urlencode(query)}")
+        status = settled(page)
+        assert status == "All 4, closest first, to “un reel animé”" and page.title() == "un reel animé · CLaMP 3"
+        titles = page.locator("#results h2").all_inner_texts()
+        assert titles == [item["title"] for item in items] and len(titles) == 4
+        assert page.get_by_alt_text("Notation of An Air, its beginning").count() == 1
+        page.get_by_role("link", name="More like Second").click()
+        assert settled(page, "All 3") == "All 3, closest first, to “Second”"
+        assert page.url.endswith("?like=book.abc%232&modality=score")
+        page.reload()
+        assert settled(page) == "All 3, closest first, to “Second”"
+        (tmp_path / "<b>.txt").write_text("a reel")
+        drop(page, tmp_path / "<b>.txt")
+        assert settled(page, "All 4") == "All 4, closest first, to “<b>.txt”"
+        page.get_by_label("By a file").set_input_files(image_file(tmp_path / "photo.png"))
+        assert settled(page, ".*photo") == f"All 4, closest first, to “photo.png”, in which is seen “{CAPTION}”"
+        for _ in range(3):
+            page.go_back()
+        assert settled(page, ".*animé") == status and not page.locator(".fault").count()
+
+
+@in_a_browser
+def test_the_page_on_a_phone(seeing, folder, tmp_path):
+    """Nothing is wider than the window, no input zooms it, and all that is tapped is as large as a finger."""
+    name = "a_name_that_has_no_place_to_break" * 6
+    music = Path(shutil.copytree(folder, tmp_path / "music", symlinks=True))
+    (music / f"{name}.txt").write_text(name * 20)
+    image_file(music / "wide.png")
+    sources = find_sources(music, seeing.suffixes)
+    vectors = np.random.default_rng(0).normal(size=(len(sources), seeing.dimension)).astype(np.float32)
+    with browsing(web.create_app(seeing, Library(sources, vectors), music), **PHONE) as page:
+        for address, least in (("/", 12), (f"/?q={name}", 30), ("/api/file?source=none", 1)):
+            page.goto(address)
+            if least > 1:
+                page.get_by_text("Texts").wait_for()
+            if "q=" in address:
+                settled(page, "All")
+                assert page.locator("picture img").first.evaluate("image => image.currentSrc").endswith("&narrow")
+                page.locator("article:has(picture) .play").first.tap()
+                page.locator("audio").nth(1).wait_for()
+            assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth && innerWidth === 390")
+            heights = page.locator("a, button, label.button, #filters label, audio, #q").evaluate_all(
+                """targets => targets.filter(target => target.checkVisibility()).map(
+                  target => [target.getBoundingClientRect().height, target.outerHTML])"""
+            )
+            assert len(heights) >= least and not [target for height, target in heights if height < 40]
+            fonts = page.locator("input, textarea, select").evaluate_all(
+                "inputs => inputs.map(input => parseFloat(getComputedStyle(input).fontSize))"
+            )
+            assert min(fonts, default=16) >= 16
+
+
+FOCUSED = """() => {
+  const [focused, label] = [document.activeElement, document.activeElement.labels?.[0]];
+  const seen = [focused, label].some((element) => element && getComputedStyle(element).outlineStyle !== "none");
+  return [focused.localName, seen];
+}"""
+
+
+def tab_to(page, selector):
+    """Goes on with the Tab key, until such an element has the focus; all on the way show that they have it."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        name, seen = page.evaluate(FOCUSED)
+        assert seen or name == "body", name
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    raise AssertionError(f"no way to {selector} by the Tab key")
+
+
+@in_a_browser
+def test_the_page_by_the_keyboard_alone(encoder, library, folder):
+    with browsing(web.create_app(encoder, library, folder)) as page:
+        page.goto("/")
+        page.get_by_text("Texts").wait_for()
+        tab_to(page, "#q")
+        page.keyboard.type("a lively reel")
+        page.keyboard.press("Enter")
+        assert settled(page) == "All 8, closest first, to “a lively reel”" and "?q=a+lively+reel" in page.url
+        tab_to(page, "#filters input")
+        page.keyboard.press("ArrowRight")
+        assert settled(page, "All 4") == "All 4, closest first, to “a lively reel”"
+        tab_to(page, "#results a.similar")
+        page.keyboard.press("Enter")
+        assert settled(page, "All 3").startswith("All 3, closest first, to “") and "?like=" in page.url
+        tab_to(page, "#results button.play")
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('audio')].some(a => !a.paused && a.currentTime > 0)"
+        )
+        assert page.evaluate("document.activeElement.localName") == "audio"
+
+
+@in_a_browser
+def test_more_results_get_the_focus(encoder, tmp_path):
+    for number in range(25):
+        (tmp_path / f"{number}.txt").write_text(f"tune number {number}")
+    library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
+    with browsing(web.create_app(encoder, library, tmp_path)) as page:
+        page.goto("/?q=tune")
+        assert settled(page) == "The 20 closest of 25 to “tune”"
+        tab_to(page, "#more")
+        page.keyboard.press("Enter")
+        assert settled(page, "All") == "All 25, closest first, to “tune”"
+        page.wait_for_function("() => document.activeElement.closest('li:nth-child(21)')")
+
+
+@in_a_browser
+def test_the_page_is_accessible_in_the_light_and_in_the_dark(seeing, library, folder):
+    """By axe: names, roles, headings, landmarks, contrast. And nothing moves."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    grounds = []
+    with browsing(web.create_app(seeing, library, folder)) as page:
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            for address in ("/", "/?q=a+reel", "/?file=gone.mid"):
+                page.goto(address)
+                page.get_by_text("Texts").wait_for()
+                if "q=" in address:
+                    settled(page, "All")
+                    page.locator(".play:visible").first.click()
+                found = axe.run(page)
+                assert not found.violations_count, found.generate_report()
+                assert page.locator("h1").count() == 1 and page.evaluate("document.getAnimations().length") == 0
+                assert page.get_by_role("status").count() == 1
+            grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        page.goto("/?q=a+reel")
+        settled(page, "All")
+        assert page.get_by_role("list", name="Results").get_by_role("listitem").count() == 8
+    assert grounds == ["rgb(251, 250, 247)", "rgb(23, 22, 21)"]

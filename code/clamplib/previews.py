@@ -23,7 +23,7 @@ import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from clamplib.files import InputError, atomic_path, describe, is_done, show
+from clamplib.files import InputError, atomic_path, describe, show
 from clamplib.inputs import modality_of
 from clamplib.mtf import mtf_to_midi, parse_midi
 from clamplib.notation import abc_to_xml
@@ -42,6 +42,7 @@ SECONDS = 60  # of sound
 ROLL_SECONDS = 20
 TAIL_SECONDS = 1.0  # for the last notes to fade
 PATIENCE = 60  # seconds for one preview
+MOST_BYTES = 512 * 2**20  # of previews on the disk, of which a minute of sound takes five million
 
 WIDE, NARROW = 1600, 900  # units of verovio; SCALE % of them are pixels
 SYSTEM_HEIGHT = 520  # units; as many systems as fit, one at least
@@ -99,20 +100,29 @@ def play(source: os.PathLike, target: Path) -> None:
 class Previews:
     """Previews in files of a folder, made in another process, one after the other, and again if their source changes.
 
-    It starts with the first preview, and anew where one has killed it.
+    It starts with the first preview, and anew where one has killed it. Those that were used last are kept, MOST_BYTES
+    of them, and why there are no others: some take PATIENCE to fail.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self._sizes: dict[Path, int] = {}  # of those that are there; what was not used for longest comes first
+        self._problems: dict[Path, str] = {}
         self._process: ProcessPoolExecutor | None = None
         self._turn = asyncio.Lock()
 
     async def get(self, make: Callable[[os.PathLike, Path], None], source: os.PathLike, name: str) -> Path:
-        """The file of that name, written by `make`. InputError says why there is none."""
-        target = self.folder / name
+        """The file of that name, with the time of its source in front, written by `make`.
+
+        InputError says why there is none.
+        """
+        target = self.folder / f"{os.stat(source).st_mtime_ns}-{name}"
         async with self._turn:
-            if not is_done(source, target):
+            if target not in self._sizes and target not in self._problems:
                 await self._make(partial(make, source), target)
+            if target in self._problems:
+                raise InputError(self._problems[target])
+            self._use(target)
         return target
 
     async def _make(self, write: Callable[[Path], None], target: Path) -> None:
@@ -127,7 +137,16 @@ class Previews:
             self._process = None
             problem = "the process that worked on it died: out of memory, or a crash in a library"
         if problem:
-            raise InputError(problem)
+            self._problems[target] = problem
+
+    def _use(self, target: Path) -> None:
+        """Puts it last, and removes the first while all are too large."""
+        self._sizes.pop(target, None)
+        self._sizes[target] = target.stat().st_size
+        while sum(self._sizes.values()) > MOST_BYTES and len(self._sizes) > 1:
+            first = next(iter(self._sizes))
+            del self._sizes[first]
+            first.unlink()
 
     def close(self) -> None:
         """Ends the process."""

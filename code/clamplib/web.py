@@ -7,16 +7,22 @@
 | GET /api/library | what there is to search |
 | GET /api/search?q=&top_k=&modality= | the closest to a text |
 | POST /api/search?top_k=&modality= | the closest to the file in the form's field `file` |
-| GET /api/similar/{number}?top_k=&modality= | the closest to a source |
-| GET /api/items/{number}/notation.svg, /roll.svg, /sound, /file | how a source looks and sounds |
+| GET /api/similar?source=&top_k=&modality= | the closest to a source |
+| GET /api/notation.svg?source=, /api/roll.svg, /api/sound, /api/file | how a source looks and sounds |
+
+A source is named by its path below the folder, and its tune (sub/book.abc#2), so that a link holds when others come.
+An image, where the encoder has a captioner, is searched by its caption, which the answer tells.
 
 Starlette, and not Gradio: that loads fonts and scripts from other hosts, and engraved scores, rolls and players in each
 result would take as much code in it. The page (page/) is plain HTML, CSS and JavaScript, and works without a network.
 
 What a stranger's page in the same browser could reach is closed: other host names (rebound ones too), requests from
-other sites, frames. Of the disk only the library's own files are served, by their numbers, if they lie in the folder.
+other sites, frames. Of the disk only the library's own files are served, if they lie in the folder: what a request
+names is looked up among them, and never opened.
 """
 
+import html
+import os
 import shutil
 import socket
 import tempfile
@@ -26,13 +32,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import anyio
 import numpy as np
 
 from clamplib.files import InputError, show
-from clamplib.inputs import MODALITIES, SUFFIXES
+from clamplib.inputs import IMAGE_SUFFIXES, MODALITIES, is_image
 from clamplib.previews import NARROW, WIDE, Previews, draw_roll, engrave, play
 from clamplib.scores import Tune, title, tunes
 
@@ -44,7 +52,7 @@ try:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
-    from starlette.responses import FileResponse, JSONResponse, Response
+    from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -60,6 +68,7 @@ PORT = 8642
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
 MAX_UPLOAD = 50 * 2**20  # bytes
 TOP_K, MAX_TOP_K = 20, 500
+PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 PLAYABLE = {  # by browsers; other recordings are decoded here
     ".wav": "audio/wav",
     ".mp3": "audio/mpeg",
@@ -116,24 +125,23 @@ def serve(
 def create_app(encoder: "CLaMP3Encoder", library: "Library", folder: str | Path, host: str = HOSTS[1]) -> Starlette:
     """The page and its API as an ASGI application; `host` is one more name that it answers to."""
     site = _Site(encoder, library, Path(folder))
-    items = "/api/items/{number}"
     return Starlette(
         routes=[
             Route("/api/library", site.describe),
             Route("/api/search", site.search_text, methods=["GET"]),
             Route("/api/search", site.search_file, methods=["POST"], max_body_size=MAX_UPLOAD),
-            Route("/api/similar/{number}", site.search_similar),
-            Route(f"{items}/notation.svg", site.notation),
-            Route(f"{items}/roll.svg", site.roll),
-            Route(f"{items}/sound", site.sound),
-            Route(f"{items}/file", site.file),
+            Route("/api/similar", site.search_similar),
+            Route("/api/notation.svg", site.notation),
+            Route("/api/roll.svg", site.roll),
+            Route("/api/sound", site.sound),
+            Route("/api/file", site.file),
             Mount("/", StaticFiles(directory=PAGE, html=True)),
         ],
         middleware=[
             Middleware(_Guard),
             Middleware(TrustedHostMiddleware, [*HOSTS, f"[{host}]" if ":" in host else host], www_redirect=False),
         ],
-        exception_handlers={InputError: _refuse, HTTPException: _refuse},
+        exception_handlers={InputError: _refuse, HTTPException: _refuse, Exception: _refuse},
         lifespan=site.lifespan,
     )
 
@@ -145,7 +153,10 @@ class _Site:
         self.encoder, self.sources, self.failures = encoder, library.sources, library.failures
         self.matrix = library.matrix
         self.modalities = np.array(library.modalities, dtype=object)
-        self.folder, self.root = folder, folder.resolve()
+        self.root = folder.resolve()
+        self.folder = folder.parent if folder.is_file() else folder
+        self.addresses = [_address(source, self.folder) for source in self.sources]
+        self.numbers = {address: number for number, address in enumerate(self.addresses)}
         self.model_in_use = anyio.CapacityLimiter(1)  # those who wait for it hold no thread
         self.previews: Previews
 
@@ -163,7 +174,7 @@ class _Site:
                 "total": len(self.sources),
                 "modalities": Counter(self.modalities.tolist()),
                 "failures": len(self.failures),
-                "suffixes": SUFFIXES,
+                "suffixes": self.encoder.suffixes,
                 "max_upload": MAX_UPLOAD,
             }
         )
@@ -172,81 +183,95 @@ class _Site:
         text = request.query_params.get("q", "").strip()
         if not text:
             raise InputError("expected words to search for in q")
-        encode = partial(self.encoder.encode, text, "text")
-        return await self._answer(request, {"text": text}, encode)
+        return await self._answer(
+            request, lambda: ({"text": text}, self.encoder.encode(text, "text")[0]), limiter=self.model_in_use
+        )
 
     async def search_file(self, request: Request) -> Response:
         async with request.form(max_files=1, max_fields=0) as form:
             upload = form.get("file")
             if not isinstance(upload, UploadFile) or not upload.filename:
                 raise InputError("expected a file in the form's field `file`")
-            return await self._answer(request, {"file": show(upload.filename)}, partial(self._encode_upload, upload))
+            return await self._answer(request, partial(self._read_upload, upload), limiter=self.model_in_use)
 
-    def _encode_upload(self, upload: UploadFile) -> np.ndarray:
-        """Its vector [1, D]; of a file of many tunes that of the first one."""
+    def _read_upload(self, upload: UploadFile) -> tuple[dict[str, str], np.ndarray]:
+        """What it is, and its vector [D]; of a file of many tunes that of the first one."""
         name, suffix = show(upload.filename), Path(upload.filename).suffix.lower()
-        if suffix not in SUFFIXES:
-            raise InputError(f"{name}: expected a file ending in {' '.join(SUFFIXES)}")
+        if suffix not in self.encoder.suffixes:
+            if suffix in IMAGE_SUFFIXES:
+                raise InputError(f"{name}: for images, by their captions, start the page with clamp3 serve --images")
+            raise InputError(f"{name}: expected a file ending in {' '.join(self.encoder.suffixes)}")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "upload" + suffix)
             with path.open("wb") as file:
                 shutil.copyfileobj(upload.file, file)
             try:
-                return self.encoder.encode(tunes(path)[0])
+                if is_image(path):
+                    (caption,) = self.encoder._captioner([path])
+                    return {"file": name, "caption": caption}, self.encoder.encode(caption, "text")[0]
+                return {"file": name}, self.encoder.encode(tunes(path)[0])[0]
             except InputError as error:
                 raise InputError(str(error).replace(str(path), name)) from error
+            except FileNotFoundError as error:  # the weights of what hears, or sees
+                raise HTTPException(503, str(error)) from error
 
     async def search_similar(self, request: Request) -> Response:
         number = self._number(request)
-        query = {"item": self._item(number)}
-        return await self._answer(request, query, lambda: self.matrix[number : number + 1], left_out=number)
+        return await self._answer(request, lambda: ({"item": self._item(number)}, self.matrix[number]), number)
 
     async def _answer(
-        self, request: Request, query: dict, encode: Callable[[], np.ndarray], left_out: int = -1
+        self,
+        request: Request,
+        ask: Callable[[], tuple[dict[str, Any], np.ndarray]],
+        left_out: int = -1,
+        limiter: anyio.CapacityLimiter | None = None,
     ) -> Response:
+        """The closest to what `ask`, called in a thread, says is asked for: how the page calls it, its vector [D]."""
         modality = request.query_params.get("modality") or None
         if modality not in (None, *MODALITIES):
             raise InputError(f"expected one of the modalities {', '.join(MODALITIES)}, got {modality!r}")
         top_k = request.query_params.get("top_k", str(TOP_K))
         if not _is_number(top_k) or not 1 <= int(top_k) <= MAX_TOP_K:
             raise InputError(f"expected a top_k of 1 to {MAX_TOP_K}, got {top_k[:40]!r}")
-        search = partial(self._search, encode, modality, int(top_k), left_out)
-        found = await anyio.to_thread.run_sync(search, limiter=self.model_in_use)
-        return JSONResponse({"query": query, **found})
+        search = partial(self._search, ask, modality, int(top_k), left_out)
+        return JSONResponse(await anyio.to_thread.run_sync(search, limiter=limiter))
 
     def _search(
-        self, encode: Callable[[], np.ndarray], modality: str | None, top_k: int, left_out: int
+        self, ask: Callable[[], tuple[dict[str, Any], np.ndarray]], modality: str | None, top_k: int, left_out: int
     ) -> dict[str, Any]:
-        similarities = self.matrix @ encode()[0]
+        query, vector = ask()
+        similarities = self.matrix @ vector
         rows = np.arange(len(self.sources))
         rows = rows[(rows != left_out) & (self.modalities == modality if modality else True)]
         best = rows[np.argsort(-similarities[rows], kind="stable")[:top_k]].tolist()
         results = [{**self._item(row), "similarity": round(float(similarities[row]), 4)} for row in best]
-        return {"total": len(rows), "results": results}
+        return {"query": query, "total": len(rows), "results": results}
 
     def _item(self, number: int) -> dict[str, Any]:
         """What the page shows of a source, and where the rest of it is."""
-        source, modality = self.sources[number], self.modalities[number]
+        source, modality, address = self.sources[number], self.modalities[number], self.addresses[number]
         path = Path(source)
-        below = path.relative_to(self.folder) if path.is_relative_to(self.folder) else Path(path.name)
-        here = f"/api/items/{number}"
+        below = Path(os.path.relpath(path, self.folder)).parent.as_posix()
+        file, notation, roll, sound = (
+            f"/api/{what}?{urlencode({'source': address})}" for what in ("file", "notation.svg", "roll.svg", "sound")
+        )
         item = {
-            "number": number,
+            "address": address,
             "title": None,
             "name": show(path.name),
-            "folder": show(below.parent.as_posix()) if below.parent.name else "",
+            "folder": "" if below == "." else show(below),
             "tune": source.number if isinstance(source, Tune) else None,
             "modality": modality,
-            "file": f"{here}/file",
+            "file": file,
         }
         if modality == "score":
-            item |= {"notation": f"{here}/notation.svg", "sound": f"{here}/sound"}
+            item |= {"notation": notation, "sound": sound}
             with suppress(HTTPException):
                 item["title"] = title(self._source(number))
         elif modality == "midi":
-            item |= {"roll": f"{here}/roll.svg", "sound": f"{here}/sound"}
+            item |= {"roll": roll, "sound": sound}
         elif modality == "audio":
-            item["sound"] = f"{here}/file" if path.suffix.lower() in PLAYABLE else f"{here}/sound"
+            item["sound"] = file if path.suffix.lower() in PLAYABLE else sound
         return item
 
     async def notation(self, request: Request) -> Response:
@@ -281,7 +306,7 @@ class _Site:
     async def file(self, request: Request) -> Response:
         number = self._number(request)
         path = Path(self._source(number))
-        kind = {**PLAYABLE, ".txt": "text/plain"}.get(path.suffix.lower())
+        kind = {**PLAYABLE, **PICTURES, ".txt": "text/plain"}.get(path.suffix.lower())
         return FileResponse(
             path.resolve(),
             media_type=kind or "application/octet-stream",
@@ -291,10 +316,10 @@ class _Site:
         )
 
     def _number(self, request: Request) -> int:
-        number = request.path_params["number"]
-        if not _is_number(number) or int(number) >= len(self.sources):
-            raise HTTPException(404, f"expected a number below {len(self.sources)}, got {number[:40]!r}")
-        return int(number)
+        address = request.query_params.get("source", "")
+        if address not in self.numbers:
+            raise HTTPException(404, f"expected a source of this library, got {address[:200]!r}: search for it anew")
+        return self.numbers[address]
 
     def _source(self, number: int) -> "Source":
         """A source whose file is still there, and in the folder wherever links lead."""
@@ -331,20 +356,34 @@ class _Guard:
             error = HTTPException(413)
         elif scope["path"].startswith("/api/") and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             error = HTTPException(403, "expected a request of the search page, got another site's")
-        answer = _refusal(error) if error else self.app
+        answer = _refusal(headers, error) if error else self.app
         await answer(scope, receive, send_guarded)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    return _refusal(error)
+    return _refusal(request.headers, error)
 
 
-def _refusal(error: Exception) -> Response:
-    """An error as a sentence that the page shows."""
-    if not isinstance(error, HTTPException):
-        return JSONResponse({"error": str(error)}, 400)
-    text = f"expected at most {MAX_UPLOAD // 2**20} MB" if error.status_code == 413 else error.detail
-    return JSONResponse({"error": text}, error.status_code)
+def _refusal(asked: Headers, error: Exception) -> Response:
+    """An error as a sentence that the page shows, or as a page of its own where the browser asks for one."""
+    status, text = 500, "the server failed: the terminal that it runs in says how"
+    if isinstance(error, InputError):
+        status, text = 400, str(error)
+    elif isinstance(error, HTTPException):
+        status, text = error.status_code, error.detail
+    if status == 413:
+        text = f"expected at most {MAX_UPLOAD // 2**20} MB"
+    if "text/html" not in asked.get("accept", ""):
+        return JSONResponse({"error": text}, status, HEADERS)
+    page = Template((PAGE / "error.html").read_text(encoding="utf-8"))
+    return HTMLResponse(page.substitute(reason=html.escape(text)), status, HEADERS)
+
+
+def _address(source: "Source", folder: Path) -> str:
+    """The path below the folder, and the tune if it is one of many: sub/book.abc#2. What is no Unicode is escaped."""
+    tune = f"#{source.number}" if isinstance(source, Tune) else ""
+    below = Path(os.path.relpath(source, folder)).as_posix()
+    return f"{below}{tune}".encode(errors="backslashreplace").decode()
 
 
 def _is_number(text: str) -> bool:

@@ -1,7 +1,7 @@
 "use strict";
 
-const KINDS = { score: "Scores", midi: "MIDI", audio: "Recordings", text: "Texts" };
-const ONE = { score: "score", midi: "MIDI", audio: "recording", text: "text" };
+const KINDS = { score: "Scores", midi: "MIDI", audio: "Recordings", text: "Texts", image: "Images" };
+const ONE = { score: "score", midi: "MIDI", audio: "recording", text: "text", image: "image" };
 const STEP = 20; // results at a time
 const MOST = 500;
 const TEXT_BYTES = 2000; // of a text, that are shown
@@ -14,7 +14,7 @@ let library;
 let latest; // the search under way
 let shown = STEP;
 
-/** What a page of the history asks for: {text, like, upload, modality}. */
+/** What an address asks for: {text, like, upload, modality}. */
 function asked() {
   const words = new URLSearchParams(location.search);
   return {
@@ -47,7 +47,7 @@ async function ask(url, options) {
 function request({ text, like, upload, modality }, signal) {
   const options = new URLSearchParams({ top_k: shown, modality });
   if (text) return ask(`/api/search?${new URLSearchParams({ q: text })}&${options}`, { signal });
-  if (like) return ask(`/api/similar/${encodeURIComponent(like)}?${options}`, { signal });
+  if (like) return ask(`/api/similar?${new URLSearchParams({ source: like })}&${options}`, { signal });
   const file = uploads.get(upload);
   if (!file) throw new Error(`${upload}: please choose this file again, a page cannot reopen it.`);
   if (file.size > library.max_upload) {
@@ -94,11 +94,12 @@ function say(text, fault = false) {
 function show({ query, total, results: items }) {
   const to = query.text ?? query.file ?? nameOf(query.item);
   const count = items.length < total ? `The ${items.length} closest of ${total}` : `All ${total}, closest first,`;
-  say(total ? `${count} to “${to}”` : `There is nothing of this kind to compare with “${to}”`);
+  const seen = query.caption === undefined ? "" : `, in which is seen “${query.caption}”`;
+  say(`${total ? `${count} to` : "There is nothing of this kind to compare with"} “${to}”${seen}`);
   const old = new Map([...results.children].map((element) => [element.dataset.key, element]));
   results.replaceChildren(
     ...items.map((item) => {
-      const key = `${item.number} ${item.similarity}`;
+      const key = `${item.address} ${item.similarity}`;
       const element = old.get(key) ?? drawn(item);
       element.dataset.key = key;
       return element;
@@ -121,7 +122,7 @@ function drawn(item) {
   find(".where", element).append(kind, path ? `  ·  ${path}` : "");
   find(".number", element).textContent = item.similarity.toFixed(3);
   find(".bar span", element).style.width = `${Math.max(item.similarity, 0) * 100}%`;
-  find(".similar", element).href = `?like=${item.number}`;
+  find(".similar", element).href = `?${new URLSearchParams({ like: item.address })}`;
   find(".similar", element).setAttribute("aria-label", `More like ${nameOf(item)}`);
   find(".open", element).href = item.file;
   find(".open", element).setAttribute("aria-label", `Open the file of ${nameOf(item)}`);
@@ -129,6 +130,7 @@ function drawn(item) {
   if (item.notation) preview.append(notation(item));
   if (item.roll) preview.append(picture(item.roll, "roll", `Piano roll of ${nameOf(item)}`));
   if (item.modality === "text") preview.append(text(item));
+  if (item.modality === "image") preview.append(picture(item.file, "photo", nameOf(item)));
   if (item.modality === "audio") {
     preview.append(player(item, "metadata"));
   } else if (item.sound) {
@@ -150,7 +152,7 @@ function notation(item) {
   const both = document.createElement("picture");
   const narrow = document.createElement("source");
   narrow.media = "(max-width: 32rem)";
-  narrow.srcset = `${item.notation}?narrow`;
+  narrow.srcset = `${item.notation}&narrow`;
   both.append(narrow, picture(item.notation, "", `Notation of ${nameOf(item)}, its beginning`));
   return both;
 }
@@ -223,6 +225,7 @@ async function start() {
   }
   find("#about").textContent = `${library.name}, ${library.total} ${library.total === 1 ? "source" : "sources"}`;
   find("#file").accept = library.suffixes.join(",");
+  find("#pictures").hidden = !library.suffixes.includes(".png");
   const kinds = Object.keys(KINDS).filter((kind) => library.modalities[kind]);
   const filters = find("#filters");
   filters.hidden = kinds.length < 2;
@@ -260,9 +263,11 @@ find("#file").addEventListener("change", (event) => {
   event.target.value = ""; // so that the same one may be chosen again
 });
 
-find("#more").addEventListener("click", () => {
+find("#more").addEventListener("click", async () => {
+  const before = results.children.length;
   shown = Math.min(shown + STEP, MOST);
-  search();
+  await search();
+  if (results.children[before]) find(".similar", results.children[before]).focus(); // the button went away under it
 });
 
 // links to searches stay in this page, unless a new tab is asked for
