@@ -28,17 +28,42 @@ while ray.cluster_resources().get("CPU") != 2:
     time.sleep(0.1)
 
 
-def node(number):
-    time.sleep(0.5)
-    return ray.get_runtime_context().get_node_id()
+def nodes_at_work(_):
+    os.makedirs(os.path.join("nodes", ray.get_runtime_context().get_node_id()), exist_ok=True)
+    deadline = time.monotonic() + 120
+    while len(os.listdir("nodes")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return len(os.listdir("nodes"))
 
 
-found = {result for _, result, error in files.run_jobs(node, range(8), backend="ray") if not error}
+def die_at_two(number):
+    if number == 2:
+        os._exit(1)
+    return 2 * number
+
+
+def slow_at_two(number):
+    while number == 2 and not os.path.exists("first"):
+        time.sleep(0.1)
+    return number
+
+
+os.makedirs("nodes")
+nodes = {result or error for _, result, error in files.run_jobs(nodes_at_work, range(8), backend="ray")}
+died = {number: result or error for number, result, error in files.run_jobs(die_at_two, range(1, 5), backend="ray")}
+order = []
+for number, *_ in files.run_jobs(slow_at_two, range(8), workers=2, backend="ray"):  # they come as they are done
+    order.append(number)
+    if len(order) == 7:
+        open("first", "w").close()
+assert order[-1] == 2 and sorted(order) == list(range(8)), order
+assert list(files.run_jobs(nodes_at_work, [], backend="ray")) == []
 library.FILES_A_JOB = 2
 scores, script = sys.argv[1:]
 status = cli.main(["embed", scores, "embedded", "--variant", "mini", "--backend", "ray", "--no_cache"])
 status += runpy.run_path(script)["main"]([scores, "converted", "--backend", "ray"])
-print("nodes", len(found), "status", status)
+print("nodes", *nodes, "status", status)
+print("died", [died[number] for number in range(4)])
 ray.shutdown()
 cluster.shutdown()
 """
@@ -56,8 +81,10 @@ def test_two_nodes_convert_and_embed(golden, tmp_path):
     script = ROOT / "preprocessing/abc/batch_xml2abc.py"
     env = {**os.environ, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", ON_TWO_NODES, scores, script]
-    done = subprocess.run(words, cwd=tmp_path, env=env, text=True, capture_output=True, timeout=300)
-    assert "status 2" in done.stdout, done.stdout + done.stderr  # both of them name bad.xml; Ray may keep to one node
+    done = subprocess.run(words, cwd=tmp_path, env=env, text=True, capture_output=True, timeout=600)
+    assert "nodes 2 status 2" in done.stdout, done.stdout + done.stderr  # both of them name bad.xml
+    died = "the process that worked on it died: out of memory, or a crash in a library"
+    assert f"died {[2, died, 6, 8]}" in done.stdout
     assert len(list((tmp_path / "converted").glob("*.abc"))) == 6
     words = [sys.executable, "-m", "clamplib.cli", "embed", scores, "alone", "--variant", "mini", "--no_cache"]
     subprocess.run(words, cwd=tmp_path, capture_output=True)

@@ -4,10 +4,12 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import uuid
 
 import numpy as np
 import pytest
 
+from clamplib import index as index_module
 from clamplib import retrieval
 from clamplib.files import InputError
 from clamplib.index import ExactIndex, Hit, Record
@@ -19,6 +21,8 @@ OTHER = {**SPACE, "weights_sha256": "cd"}
 WIDTH = 8
 AXES = np.eye(WIDTH, dtype=np.float32)
 HOSTILE = ['a" or 1==1 or "', "a' or 1==1 --", "100%", "1_0", "b\\slash", 'b\\"', "line\nbreak\r", "\u4e00 é 🎵", "{x}"]
+SERVER = os.environ.get("CLAMP3_TEST_MILVUS", "")
+PLACE = r"(library\.db|http://\S+)"
 NO_MILVUS = None in map(importlib.util.find_spec, ("pymilvus", "milvus_lite"))
 
 
@@ -55,14 +59,25 @@ def assert_found(hits, expected):
     np.testing.assert_allclose([hit.similarity for hit in hits], [value for value, _ in expected], atol=1e-5)
 
 
-@pytest.fixture(params=["exact", pytest.param("milvus", marks=pytest.mark.skipif(NO_MILVUS, reason="no Milvus"))])
+STORES = [
+    "exact",
+    pytest.param("milvus", marks=pytest.mark.skipif(NO_MILVUS, reason="no Milvus")),
+    # CLAMP3_TEST_MILVUS=http://… runs these tests against a server, in collections of their own
+    pytest.param("server", marks=pytest.mark.skipif(not SERVER, reason="CLAMP3_TEST_MILVUS names no server")),
+]
+
+
+@pytest.fixture(params=STORES)
 def opened(request, tmp_path):
     """Opens the index of this test, in either kind of store: opened(space, width)."""
-    indices = []
+    indices, collection = [], f"test_{uuid.uuid4().hex}"
 
-    def open_one(space=SPACE, width=None, name="library"):
-        make = {"exact": ExactIndex, "milvus": MilvusIndex}[request.param]
-        indices.append(make(tmp_path / f"{name}.db", space, width))
+    def open_one(space=SPACE, width=None):
+        if request.param == "server":
+            indices.append(MilvusIndex(SERVER, space, width, collection=collection))
+        else:
+            make = {"exact": ExactIndex, "milvus": MilvusIndex}[request.param]
+            indices.append(make(tmp_path / "library.db", space, width))
         return indices[-1]
 
     yield open_one
@@ -72,6 +87,10 @@ def opened(request, tmp_path):
         from milvus_lite.server_manager import server_manager_instance
 
         server_manager_instance.release_all()
+    if request.param == "server":
+        from pymilvus import MilvusClient
+
+        MilvusClient(SERVER).drop_collection(collection)
 
 
 class TestEveryIndex:
@@ -192,9 +211,9 @@ class TestEveryIndex:
         opened({**SPACE, "variant": "/elsewhere/mini"})
         opened(None)
         for width in (None, WIDTH):
-            with pytest.raises(InputError, match=r"library\.db.*the model that was asked for.*weights_sha256 differ"):
+            with pytest.raises(InputError, match=PLACE + r".*the model that was asked for.*weights_sha256 differ"):
                 opened(OTHER, width)
-        with pytest.raises(InputError, match=r"library\.db: expected vectors of 8 values, got 9"):
+        with pytest.raises(InputError, match=PLACE + r": expected vectors of 8 values, got 9"):
             opened(width=9)
 
     def test_takes_any_space_when_its_own_is_unknown(self, opened):
@@ -202,7 +221,7 @@ class TestEveryIndex:
         opened(SPACE)
 
     def test_opens_nothing_that_is_not_there(self, opened, tmp_path):
-        with pytest.raises(InputError, match=r"library\.db: expected an index, there is none; .*clamp3 index"):
+        with pytest.raises(InputError, match=PLACE + r": expected an index, there is none; .*clamp3 index"):
             opened()
         assert list(tmp_path.iterdir()) == []
 
@@ -215,13 +234,20 @@ class TestEveryIndex:
 
     def test_refuses_wrong_shapes(self, opened):
         index = opened(width=WIDTH)
-        with pytest.raises(InputError, match=r"library\.db: expected vectors \[1, 8\], got \[1, 9\]"):
+        with pytest.raises(InputError, match=PLACE + r": expected vectors \[1, 8\], got \[1, 9\]"):
             index.upsert([Record("a", "a")], np.ones((1, 9)))
         for shape in ((1, 9), (8,)):
             with pytest.raises(InputError, match=r"expected queries \[Q, 8\], got"):
                 index.search(np.ones(shape))
         with pytest.raises(ValueError, match="top_k"):
             index.search(AXES, 0)
+
+    @pytest.mark.parametrize("value", [0, 0.5, np.nan, np.inf])
+    def test_refuses_queries_that_are_no_unit_vectors(self, opened, value):
+        index = opened(width=WIDTH)
+        index.upsert([Record("a", "a")], AXES[:1])
+        with pytest.raises(InputError, match=PLACE + r": query 2: expected a vector of length 1, got length "):
+            index.search(np.where(AXES[:2] == 1, [[1], [value]], 0))
 
 
 def test_ties_come_in_the_order_of_adding(tmp_path, monkeypatch):
@@ -255,12 +281,66 @@ def test_removing_gives_the_room_back(tmp_path):
     assert matrix.stat().st_size == 10 * WIDTH * 4
 
 
+@pytest.mark.parametrize("top_k", [1, 10, 5000])
+def test_many_blocks_give_what_one_gives(monkeypatch, top_k):
+    """Also among duplicates, which share a similarity, and with rows left out."""
+    vectors = random_rows(300)[np.random.default_rng(1).integers(300, size=4000)]
+    queries, rows = random_rows(9, 2), np.flatnonzero(np.random.default_rng(3).random(4000) < 0.7)
+    places, expected = retrieval.search(queries, vectors[rows], top_k)
+    for block_values in (50 * WIDTH, 1 << 20):
+        monkeypatch.setattr(retrieval, "BLOCK_VALUES", block_values)
+        best, similarities = index_module._closest(queries, vectors, rows, top_k)
+        np.testing.assert_allclose(similarities, expected, atol=1e-6)
+        np.testing.assert_allclose(np.einsum("qkd,qd->qk", vectors[best], queries), expected, atol=1e-6)
+        assert all(len(set(row)) == len(row) for row in best.tolist()) and np.isin(best, rows).all()
+        assert best.shape == places.shape
+
+
+def test_a_full_disk_changes_nothing(tmp_path):
+    """A limit on the size of files stands for it."""
+    resource = pytest.importorskip("resource")
+    records, vectors = library(0, 60)
+    index = ExactIndex(tmp_path, SPACE, WIDTH)
+    index.upsert(records[:20], vectors[:20])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30 * WIDTH * 4, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"vectors-.*\.f32: expected to write vectors, could not"):
+            index.upsert(records[20:], vectors[20:])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert set(index.records()) == set(records[:20])
+    index.upsert(records[20:], vectors[20:])
+    for vector, hits in zip(vectors, index.search(vectors, 60), strict=True):
+        assert_found(hits, brute_force(records, vectors, vector, 60))
+
+
+def test_two_writers_take_turns(tmp_path):
+    code = """
+import sys
+import numpy as np
+from clamplib.index import ExactIndex, Record
+name = sys.argv[2]
+index = ExactIndex(sys.argv[1], None, 4)
+for turn in range(40):
+    index.upsert([Record(f"{name} {turn % 10} {i}", f"{turn}") for i in range(3)], np.eye(4)[[int(name)] * 3])
+"""
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(name)]) for name in range(4)]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    index = ExactIndex(tmp_path)
+    assert index.paths() == {f"{name} {turn} {i}" for name in range(4) for turn in range(10) for i in range(3)}
+    assert index.keys() == {str(turn) for turn in range(30, 40)}
+    for name, hits in enumerate(index.search(np.eye(4), 30)):
+        assert {hit.path[0] for hit in hits} == {str(name)} and {hit.similarity for hit in hits} == {1.0}
+
+
 def test_a_search_keeps_what_it_found(tmp_path, monkeypatch):
     records, vectors = library(0, 20)
     index = ExactIndex(tmp_path, SPACE, WIDTH)
     index.upsert(records, vectors)
     monkeypatch.setattr("clamplib.index.LOCK_SECONDS", 0.01)
-    real = retrieval.search
+    real = index_module._closest
 
     def search_while_others_write(*arguments):
         for write in (lambda: index.remove([records[0].path]), lambda: index.upsert(records[:1], vectors[1:2])):
@@ -268,7 +348,7 @@ def test_a_search_keeps_what_it_found(tmp_path, monkeypatch):
                 write()
         return real(*arguments)
 
-    monkeypatch.setattr(retrieval, "search", search_while_others_write)
+    monkeypatch.setattr(index_module, "_closest", search_while_others_write)
     assert_found(index.search(vectors[:1], 20)[0], brute_force(records, vectors, vectors[0], 20))
     monkeypatch.undo()
     index.upsert(records[:1], vectors[1:2])
@@ -291,8 +371,13 @@ def test_a_damaged_index_is_named(tmp_path):
     index.upsert([Record("a", "a"), Record("b", "b")], AXES[:2])
     [matrix] = (tmp_path / "i").glob("vectors-*")
     matrix.write_bytes(matrix.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"vectors-.*\.f32: expected 2 vectors of 8 values, the file is shorter"):
+    with pytest.raises(InputError, match=r"vectors-.*\.f32: expected 2 vectors of 8 values, .*shorter .*make it again"):
         index.search(AXES[:1])
+    with pytest.raises(InputError, match="the file is shorter or missing"):  # a gap is not filled up with zeros
+        index.upsert([Record("c", "c")], AXES[:1])
+    matrix.unlink()
+    with pytest.raises(InputError, match="the file is shorter or missing"):
+        index.upsert([Record("c", "c")], AXES[:1])
     (tmp_path / "i" / ExactIndex.TABLE).write_text("words" * 1000)
     with pytest.raises(InputError, match=r"records\.sqlite: expected the table of an index, .*not a database"):
         ExactIndex(tmp_path / "i")

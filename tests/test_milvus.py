@@ -57,8 +57,45 @@ def test_no_server_is_named():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(InputError, match=rf"{uri}: expected a Milvus server that answers, got: .*unavailable"):
+        with pytest.raises(InputError, match=rf"^{uri}: expected a Milvus server that answers .*MILVUS_TOKEN.*unavail"):
             MilvusIndex(uri, SPACE, 4)
+        with pytest.raises(InputError, match=rf"^{uri}/own: expected") as caught:  # a password is never shown
+            MilvusIndex(uri.replace("//", "//somebody:se@cret@") + "/own", SPACE, 4)
+        assert "cret" not in str(caught.value)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What pymilvus's client is made with; it goes no further."""
+    import pymilvus
+
+    calls = []
+
+    def refuse(uri, *, token, timeout):
+        calls.append((uri, token))
+        raise pymilvus.MilvusException(message="refused")
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", refuse)
+    return calls
+
+
+def test_a_server_is_told_who_asks(asked, monkeypatch, tmp_path):
+    monkeypatch.delenv("MILVUS_TOKEN", raising=False)
+    for uri in ("http://host", "http://user:password@host"):
+        with pytest.raises(InputError, match="^http://host: .*refused"):
+            MilvusIndex(uri, SPACE, 4)
+        monkeypatch.setenv("MILVUS_TOKEN", "key")
+    for place in ("http://host", tmp_path / "own.db"):
+        with pytest.raises(InputError):
+            MilvusIndex(place, SPACE, 4)
+    assert [token for _, token in asked] == ["", "", "key", ""]
+
+
+def test_what_a_server_refuses_is_named(tmp_path):
+    with MilvusIndex(tmp_path / "library.db", SPACE, 4) as index:
+        index._client.drop_collection(index.collection)
+        with pytest.raises(InputError, match=r"library\.db: expected Milvus to do search, got: "):
+            index.search(AXES[:1])
 
 
 def test_other_places_are_refused(tmp_path):
@@ -89,6 +126,8 @@ def test_texts_have_limits(tmp_path):
         with pytest.raises(InputError, match=r"expected a path in Unicode, .*; rename it"):
             index.upsert([Record(os.fsdecode(b"caf\xe9"), "k")], AXES[:1])
         index.remove([os.fsdecode(b"caf\xe9")])
+        with pytest.raises(InputError, match="expected a name in Unicode"):
+            index.search(AXES[:1], label=os.fsdecode(b"caf\xe9"))
         with pytest.raises(InputError, match="top_k of at most 16384"):
             index.search(AXES, MOST_HITS + 1)
 

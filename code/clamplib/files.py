@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 FAILURES = "failures.jsonl"
 TEMPORARY = ".clamp-"  # what the names of unfinished outputs begin with
+BACKENDS = {"ray": "ray", "dask": "distributed"}  # and their packages
+RAY_TASKS = 1000  # given to Ray at a time: enough that a cluster which can grow does
+DIED = "the process that worked on it died: out of memory, or a crash in a library"
 
 
 class InputError(ValueError):
@@ -213,51 +218,87 @@ def run_jobs(
 ) -> Iterator[tuple[int, Any, str | None]]:
     """(number, function(job), None) of every job as it is done, or (number, None, why it failed), in parallel.
 
-    `workers` None is one a core; `backend` is `ray`, `dask` or None for local processes.
+    `workers` None is one a core; `backend` is `ray`, `dask` or None for local processes. `ray` and `dask` join the
+    cluster that their own environment variables name, or start one here; there a job that was on a lost machine, or
+    in a process that died, is tried again, three times. Of a Dask cluster all workers are used.
     """
-    with _backend(backend, workers):
-        yield from _outcomes(function, dict(enumerate(jobs)), backend)
+    numbered = dict(enumerate(jobs))
+    if backend and not find_spec(BACKENDS[backend]):
+        raise ImportError(f"--backend {backend} needs a package of its own: pip install {BACKENDS[backend]}")
+    if backend == "ray":
+        yield from _on_ray(function, numbered, workers or RAY_TASKS)
+    elif backend == "dask":
+        yield from _on_dask(function, numbered)
+    else:
+        with joblib.parallel_config(backend="loky", n_jobs=workers or -1):
+            yield from _here(function, numbered)
 
 
-def _backend(backend: str | None, workers: int | None) -> joblib.parallel_config:
-    """joblib's context; `ray` and `dask` join the cluster that their own environment variables name."""
+def _on_ray(function: Callable, jobs: dict[int, Any], at_once: int) -> Iterator[tuple]:
+    """`run_jobs` of numbered jobs, each a task of one CPU.
+
+    (joblib's own way to Ray, a pool of actors that ask for no CPU, may lie on one node and leaves the others idle.)
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init()
+    task, shared = ray.remote(num_cpus=1)(_one), ray.put(function)
+    waiting, running = iter(jobs.items()), {}
     try:
-        if backend == "ray":
-            from ray.util.joblib import register_ray
+        while True:
+            for number, job in islice(waiting, at_once - len(running)):
+                running[task.remote(shared, number, job)] = number
+            if not running:
+                return
+            [[done], _] = ray.wait(list(running))
+            number = running.pop(done)
+            try:
+                outcome = ray.get(done)
+            except ray.exceptions.RayError as error:
+                died = isinstance(error, ray.exceptions.WorkerCrashedError)
+                outcome = number, None, DIED if died else describe(error)
+            yield outcome
+    finally:
+        for left in running:
+            ray.cancel(left)
 
-            register_ray()
-        elif backend == "dask":
-            from distributed import Client
 
-            Client()
-    except ImportError as error:
-        package = {"ray": "ray", "dask": "distributed"}[backend]
-        raise ImportError(f"--backend {backend} needs a package of its own: pip install {package}") from error
-    return joblib.parallel_config(backend=backend or "loky", n_jobs=workers or -1)
+def _on_dask(function: Callable, jobs: dict[int, Any]) -> Iterator[tuple]:
+    """`run_jobs` of numbered jobs."""
+    from distributed import Client, KilledWorker, as_completed
+
+    with Client() as client:
+        futures = client.map(partial(_one, function), jobs.keys(), jobs.values(), pure=False)
+        numbers = dict(zip(futures, jobs, strict=True))
+        del futures  # a result is kept as long as its future is
+        for done, outcome in as_completed(list(numbers), with_results=True, raise_errors=False):
+            number = numbers.pop(done)
+            if done.status == "error":
+                outcome = number, None, DIED if isinstance(outcome[1], KilledWorker) else describe(outcome[1])
+            yield outcome
 
 
-def _outcomes(function: Callable, jobs: dict[int, Any], backend: str | None) -> Iterator[tuple]:
-    """(number, result or None, error or None) of each numbered job.
+def _here(function: Callable, jobs: dict[int, Any]) -> Iterator[tuple]:
+    """`run_jobs` of numbered jobs, with joblib's own processes.
 
     A job may kill its worker (out of memory, a crash in a C library), and with it the pool; then each half of
     what was left runs in a new one, until the job is alone.
     """
     left = dict(jobs)
     calls = [joblib.delayed(_one)(function, number, job) for number, job in jobs.items()]
-    # ray's and dask's backends cannot give results as they come
-    return_as = "list" if backend else "generator_unordered"
-    results = joblib.Parallel(return_as=return_as)(calls)
+    results = joblib.Parallel(return_as="generator_unordered")(calls)
     try:
         for number, *outcome in results:
             del left[number]
             yield number, *outcome
     except TerminatedWorkerError:
         if len(left) == 1:
-            yield *left, None, "the process that worked on it died: out of memory, or a crash in a library"
+            yield *left, None, DIED
             return
         rest = list(left.items())
-        yield from _outcomes(function, dict(rest[: len(rest) // 2]), backend)
-        yield from _outcomes(function, dict(rest[len(rest) // 2 :]), backend)
+        yield from _here(function, dict(rest[: len(rest) // 2]))
+        yield from _here(function, dict(rest[len(rest) // 2 :]))
     except GeneratorExit:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # joblib says that it was left before the end

@@ -113,9 +113,7 @@ class Index(ABC):
             raise InputError(
                 f"{show(self.location)}: expected vectors [{len(records)}, {self.width}], got {list(vectors.shape)}"
             )
-        lengths = np.linalg.norm(vectors, axis=1)
-        for row in np.flatnonzero(~(abs(lengths - 1) <= UNIT_TOLERANCE)):
-            raise InputError(f"{show(records[row].path)}: expected a vector of length 1, got length {lengths[row]}")
+        _refuse_other_lengths(vectors, [record.path for record in records])
         rows = {record.path: row for row, record in enumerate(records)}
         if rows:
             self._upsert([records[row] for row in rows.values()], vectors[list(rows.values())])
@@ -131,7 +129,8 @@ class Index(ABC):
     ) -> list[list[Hit]]:
         """The records closest to each query, closest first, among those below `folder`, of `label` and of `modality`.
 
-        queries: [Q, D], unit rows. Returns for each query top_k hits, or as many as there are.
+        queries: [Q, D], unit rows. Returns for each query top_k hits, or as many as there are. InputError where a
+        query has another width or length.
         """
         queries = np.asarray(queries, np.float32)
         if top_k < 1:
@@ -141,6 +140,7 @@ class Index(ABC):
                 f"{show(self.location)}: expected queries [Q, {self.width}], got {list(queries.shape)}; "
                 "were they made with the model of the index?"
             )
+        _refuse_other_lengths(queries, [f"{self.location}: query {number}" for number in range(1, len(queries) + 1)])
         terms = [(name, "==", value) for name, value in (("label", label), ("modality", modality)) if value is not None]
         if folder is not None and (below := os.path.join(folder, "")):
             terms += [("path", ">=", below), ("path", "<", below[:-1] + chr(ord(below[-1]) + 1))]
@@ -195,6 +195,8 @@ class ExactIndex(Index):
             )
             table.execute("CREATE INDEX by_key ON records (key, row)")
             table.execute("CREATE INDEX by_row ON records (row)")
+            table.execute("CREATE INDEX by_label ON records (label, modality, row)")
+            table.execute("CREATE INDEX by_modality ON records (modality, row)")
             # the matrix: its file, and how many rows of it count
             table.execute("CREATE TABLE state (space TEXT, width INTEGER, matrix TEXT, rows INTEGER)")
             table.execute(
@@ -213,12 +215,20 @@ class ExactIndex(Index):
         except sqlite3.Error as error:
             raise InputError(f"{show(path)}: expected the table of an index, could not use it ({error})") from error
 
-    def _matrix(self, table: sqlite3.Connection) -> np.ndarray:
-        """The matrix, float32 [rows, D], of which some rows may belong to no record."""
+    def _matrix_file(self, table: sqlite3.Connection) -> tuple[Path, int]:
+        """The file of the matrix, and how many of its rows count. InputError where it holds fewer."""
         name, rows = table.execute("SELECT matrix, rows FROM state").fetchone()
         path = Path(self.location, name)
-        if path.stat().st_size < rows * self.width * 4:
-            raise InputError(f"{show(path)}: expected {rows} vectors of {self.width} values, the file is shorter")
+        if not path.is_file() or path.stat().st_size < rows * self.width * 4:
+            raise InputError(
+                f"{show(path)}: expected {rows} vectors of {self.width} values, the file is shorter or missing; "
+                "remove the index and make it again"
+            )
+        return path, rows
+
+    def _matrix(self, table: sqlite3.Connection) -> np.ndarray:
+        """The matrix, float32 [rows, D], of which some rows may belong to no record."""
+        path, rows = self._matrix_file(table)
         if not rows:
             return np.empty((0, self.width), np.float32)
         return np.memmap(path, "<f4", "r", shape=(rows, self.width))
@@ -234,9 +244,17 @@ class ExactIndex(Index):
             return table.execute("SELECT count(*) FROM records").fetchone()[0]
 
     def records(self) -> list[Record]:
+        return [Record(*fields) for fields in self._fields("path, key, label, modality")]
+
+    def paths(self) -> set[str]:
+        return {path for (path,) in self._fields("path")}
+
+    def keys(self) -> set[str]:
+        return {key for (key,) in self._fields("DISTINCT key")}
+
+    def _fields(self, columns: str) -> list[tuple[str, ...]]:
         with self._transaction() as table:
-            found = table.execute("SELECT path, key, label, modality FROM records")
-            return [Record(*map(os.fsdecode, fields)) for fields in found]
+            return [tuple(map(os.fsdecode, row)) for row in table.execute(f"SELECT {columns} FROM records")]
 
     def vectors(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         with self._transaction() as table:
@@ -250,22 +268,24 @@ class ExactIndex(Index):
 
     def _upsert(self, records: list[Record], vectors: np.ndarray) -> None:
         with self._transaction("BEGIN IMMEDIATE") as table:
-            name, rows = table.execute("SELECT matrix, rows FROM state").fetchone()
-            _write_rows(Path(self.location, name), rows * self.width * 4, [vectors], "r+b")
+            path, rows = self._matrix_file(table)
+            _write_rows(path, rows * self.width * 4, [vectors], "r+b")
+            texts = [
+                tuple(map(os.fsencode, (record.path, record.key, record.label, record.modality))) for record in records
+            ]
+            replaced = _delete(table, [path for path, *_ in texts])
             table.executemany(
-                "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?)",
-                [
-                    (*map(os.fsencode, (record.path, record.key, record.label, record.modality)), row)
-                    for row, record in enumerate(records, rows)
-                ],
+                "INSERT INTO records VALUES (?, ?, ?, ?, ?)", ((*fields, row) for row, fields in enumerate(texts, rows))
             )
             table.execute("UPDATE state SET rows = ?", (rows + len(records),))
-        self._compact()
+        if replaced:
+            self._compact()
 
     def remove(self, paths: Iterable[str]) -> None:
         with self._transaction("BEGIN IMMEDIATE") as table:
-            table.executemany("DELETE FROM records WHERE path = ?", ((os.fsencode(path),) for path in paths))
-        self._compact()
+            removed = _delete(table, map(os.fsencode, paths))
+        if removed:
+            self._compact()
 
     def _compact(self) -> None:
         """Writes the matrix anew once more than half of its rows belong to no record, then removes the old file."""
@@ -298,21 +318,42 @@ class ExactIndex(Index):
         ]
 
 
+def _refuse_other_lengths(vectors: np.ndarray, names: Sequence[str]) -> None:
+    """InputError for the first of the vectors [N, D] that is not of length 1, by its name."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    for row in np.flatnonzero(~(abs(lengths - 1) <= UNIT_TOLERANCE)):
+        raise InputError(f"{show(names[row])}: expected a vector of length 1, got length {lengths[row]}")
+
+
+def _delete(table: sqlite3.Connection, paths: Iterable[bytes]) -> int:
+    """Removes records; how many there were."""
+    return table.executemany("DELETE FROM records WHERE path = ?", ((path,) for path in paths)).rowcount
+
+
 def _write_rows(path: Path, start: int, blocks: Iterable[np.ndarray], mode: str) -> None:
     """Writes float32 rows from byte `start` of a file on; they are on the disk when this returns."""
-    with open(path, mode) as file:
-        file.seek(start)
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, "<f4").data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, mode) as file:
+            file.seek(start)
+            for block in blocks:
+                file.write(np.ascontiguousarray(block, "<f4").data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{show(path)}: expected to write vectors, could not ({error})") from error
 
 
 def _rows(table: sqlite3.Connection, terms: Sequence[tuple[str, str, str]] = ()) -> np.ndarray:
     """The rows of the records for which all terms hold: int64 [N], ascending."""
+    if not terms:
+        count, last = table.execute("SELECT count(*), max(row) FROM records").fetchone()
+        if count and count == last + 1:  # nothing was removed
+            return np.arange(count)
     where = " AND ".join(f"{name} {operator} ?" for name, operator, _ in terms) or "1"
-    found = table.execute(f"SELECT row FROM records WHERE {where}", [os.fsencode(value) for *_, value in terms])
-    return np.sort(np.fromiter((row for (row,) in found), np.int64))
+    values = [os.fsencode(value) for *_, value in terms]
+    # as one text: a Python object a row would take longer than the search
+    [found] = table.execute(f"SELECT group_concat(row) FROM records WHERE {where}", values).fetchone()
+    return np.sort(np.fromstring(found or "", np.int64, sep=","))
 
 
 def _blocks(matrix: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -326,13 +367,23 @@ def _blocks(matrix: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
 
 def _closest(queries: np.ndarray, matrix: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """`retrieval.search` among some rows of the matrix: their numbers [Q, k] and similarities [Q, k]."""
-    best, similarities = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+    best: list[np.ndarray] = [np.empty(0, np.int64)] * len(queries)
+    similarities: list[np.ndarray] = [np.empty(0, np.float32)] * len(queries)
     start = 0
     for block in _blocks(matrix, rows):
-        places, new = retrieval.search(queries, block, top_k)
-        best = np.concatenate([best, rows[start + places]], axis=1)
-        similarities = np.concatenate([similarities, new], axis=1)
-        order = np.argsort(-similarities, axis=1, kind="stable")[:, :top_k]
-        best, similarities = (np.take_along_axis(values, order, axis=1) for values in (best, similarities))
+        step = max(1, retrieval.BLOCK_VALUES // len(block))
+        for first in range(0, len(queries), step):
+            for query, row in enumerate(queries[first : first + step] @ block.T, first):
+                # only what comes up to the worst of the best so far is sorted: after the first block, next to nothing
+                if len(best[query]) == top_k:
+                    least = similarities[query][-1]
+                else:
+                    least = np.partition(row, -min(top_k, len(row)))[-min(top_k, len(row))]
+                near = np.flatnonzero(row >= least)
+                found = np.concatenate([similarities[query], row[near]])
+                order = np.argsort(-found, kind="stable")[:top_k]
+                best[query] = np.concatenate([best[query], rows[start + near]])[order]
+                similarities[query] = found[order]
         start += len(block)
-    return best, similarities
+    shape = len(queries), min(top_k, len(rows))
+    return np.reshape(best, shape), np.reshape(similarities, shape)

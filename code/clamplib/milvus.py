@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -33,18 +36,20 @@ class MilvusIndex(Index):
     ):
         """Opens the index in a .db (Milvus Lite) or at http(s)://…; where there is none and `width` is given, makes it.
 
-        ImportError without pymilvus. InputError where no server answers, where there is no index to open, or one of
-        another space or width.
+        A server that asks who is there is told user and password of http://user:password@…, else what the environment
+        variable MILVUS_TOKEN holds, user:password or a key. ImportError without pymilvus. InputError where no server
+        answers, where there is no index to open, or one of another space or width.
         """
-        self.location, self.collection = str(location), collection
-        local = not self.location.startswith(("http://", "https://"))
-        if local and not self.location.endswith(".db"):
-            raise InputError(f"{show(location)}: expected a name that ends in .db, or http://… of a Milvus server")
+        location = str(location)
+        self.location, self.collection = _without_password(location), collection
+        local = not location.startswith(("http://", "https://"))
+        if local and not location.endswith(".db"):
+            raise InputError(f"{show(self.location)}: expected a name that ends in .db, or http://… of a Milvus server")
         if local and width:
             Path(location).parent.mkdir(parents=True, exist_ok=True)
         elif local and not Path(location).exists():
             raise self._absent()
-        self._client = _connect(self.location, local)
+        self._client = _Client(location, local)
         if not self._client.has_collection(collection):
             if not width:
                 raise self._absent()
@@ -52,7 +57,9 @@ class MilvusIndex(Index):
         self._client.load_collection(collection)
         described = self._client.describe_collection(collection)
         if "space" not in described["properties"]:
-            raise InputError(f"{show(location)}: its collection {collection!r} is none that `clamp3 index` has made")
+            raise InputError(
+                f"{show(self.location)}: its collection {collection!r} is none that `clamp3 index` has made"
+            )
         [self.width] = [field["params"]["dim"] for field in described["fields"] if field["name"] == "vector"]
         self._check(space, width, json.loads(described["properties"]["space"]))
 
@@ -130,19 +137,48 @@ class MilvusIndex(Index):
         ]
 
 
-def _connect(location: str, local: bool):
-    try:
-        from pymilvus import MilvusClient, MilvusException
+class _Client:
+    """pymilvus's client of a .db or a server; InputError says what that refuses."""
 
-        if local:
-            import milvus_lite  # noqa: F401
-    except ImportError as error:
-        raise ImportError("an index in Milvus needs packages of its own: pip install 'clamplib[milvus]'") from error
-    try:
-        return MilvusClient(location, timeout=CONNECT_SECONDS)
-    except MilvusException as error:
-        expected = "the .db of Milvus Lite that no other process has open" if local else "a Milvus server that answers"
-        raise InputError(f"{show(location)}: expected {expected}, got: {error.message}") from error
+    def __init__(self, location: str, local: bool):
+        try:
+            from pymilvus import MilvusClient
+
+            if local:
+                import milvus_lite  # noqa: F401
+        except ImportError as error:
+            raise ImportError("an index in Milvus needs packages of its own: pip install 'clamplib[milvus]'") from error
+        self._location = _without_password(location)
+        with self._named(
+            "the .db of Milvus Lite that no other process has open"
+            if local
+            else "a Milvus server that answers (one that wants a user: http://user:password@…, or MILVUS_TOKEN)"
+        ):
+            token = "" if local or urlsplit(location).username else os.environ.get("MILVUS_TOKEN", "")
+            self._client = MilvusClient(location, token=token, timeout=CONNECT_SECONDS)
+
+    def __getattr__(self, name: str) -> Callable:
+        def call(*arguments: Any, **options: Any) -> Any:
+            with self._named(f"Milvus to do {name}"):
+                return getattr(self._client, name)(*arguments, **options)
+
+        return call
+
+    @contextmanager
+    def _named(self, expected: str) -> Iterator[None]:
+        from pymilvus import MilvusException
+
+        try:
+            yield
+        except MilvusException as error:
+            raise InputError(f"{show(self._location)}: expected {expected}, got: {error.message}") from error
+
+
+def _without_password(location: str) -> str:
+    """A place as it may be shown."""
+    scheme, separator, rest = location.partition("://")
+    host, slash, path = rest.partition("/")
+    return scheme + separator + host.rpartition("@")[2] + slash + path
 
 
 def _id(path: str) -> str:
@@ -167,7 +203,14 @@ def _texts(record: Record) -> dict[str, str]:
 
 
 def _quote(text: str) -> str:
-    """A text as a literal of Milvus's expressions. (Their parameters, the other way, Milvus Lite does not know.)"""
+    """A text as a literal of Milvus's expressions. (Their parameters, the other way, Milvus Lite does not know.)
+
+    InputError where it is no Unicode.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{show(text)}: expected a name in Unicode, which Milvus demands") from None
     return '"' + text.translate({ord('"'): r"\"", ord("\\"): r"\\", ord("\n"): r"\n", ord("\r"): r"\r"}) + '"'
 
 
