@@ -156,7 +156,7 @@ def test_back_to_musicxml_takes_one_tune_a_file(tmp_path):
 
 
 def test_a_cluster_needs_its_package(midis, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "ray.util.joblib", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     assert run("batch_midi2mtf", midis, "--backend", "ray") == 1
     assert "pip install ray" in capsys.readouterr().err
 
