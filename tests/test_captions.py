@@ -174,6 +174,7 @@ def test_an_image_is_encoded_by_its_caption(encoder, captioner, folder):
     paths = sorted(folder.iterdir())
     items = ["a jig", *paths, "a reel"]
     texts = ["a jig", *captioner(paths), "a reel"]
+    assert [encoder.caption(path) for path in paths] == texts[1:-1]
     np.testing.assert_allclose(encoder.encode(items), encoder.encode(texts), atol=1e-5)
     vector = encoder.encode(paths[0].read_bytes(), "image")
     np.testing.assert_allclose(vector, encoder.encode(texts[1]), atol=1e-5)
@@ -204,6 +205,8 @@ def test_without_a_captioner_images_are_refused(tiny_variant, folder):
             encoder.encode(item, modality)
     with pytest.raises(InputError, match=r"0\.png: an image is encoded by its caption"):
         encoder.encode(folder / "0.png")
+    with pytest.raises(InputError, match="give the encoder a captioner"):
+        encoder.caption(folder / "0.png")
     with pytest.raises(InputError, match="found none"):
         find_sources(folder, encoder.suffixes)
 

@@ -532,7 +532,7 @@ def test_a_roll_has_a_bar_for_each_note(tmp_path):
         draw_roll(tmp_path / "empty.mid", tmp_path / "b.svg")
 
 
-def test_a_preview_that_kills_its_process_is_alone_in_it(tmp_path):
+def test_a_preview_that_kills_its_process_is_alone_in_it(tmp_path, monkeypatch):
     def die(source, target):
         os._exit(1)
 
@@ -545,6 +545,12 @@ def test_a_preview_that_kills_its_process_is_alone_in_it(tmp_path):
         assert await previews.get(die, tmp_path / "a", "c") == made  # it is there
         os.utime(tmp_path / "a", (2**33, 2**33))
         again = await previews.get(shutil.copy, tmp_path / "a", "b")
+        again.unlink()  # as what cleans temporary folders does
+        again = await previews.get(shutil.copy, tmp_path / "a", "b")
+        with pytest.raises(InputError, match="the process that worked on it died"):
+            await previews.get(die, tmp_path / "a", "d")
+        monkeypatch.setattr("clamplib.previews.RETRY", 0)
+        assert (await previews.get(shutil.copy, tmp_path / "a", "d")).exists()
         previews.close()
         return made.read_text(), again.read_text()
 

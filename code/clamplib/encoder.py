@@ -25,7 +25,7 @@ from clamplib.checkpoints import Loaded, load_clamp3, save_variant
 from clamplib.distances import centroid_similarity
 from clamplib.encoding import clamp3_encoders, encode
 from clamplib.files import InputError, describe, run_jobs, show
-from clamplib.inputs import IMAGE_SUFFIXES, SUFFIXES, Input, is_image, is_recording, read_input
+from clamplib.inputs import IMAGE_SUFFIXES, SUFFIXES, Input, is_image, is_recording, read_input, refuse_image
 from clamplib.patchilizer import M3Patchilizer
 from clamplib.recordings import encode_recordings
 from clamplib.retrieval import normalise, search
@@ -245,6 +245,12 @@ class CLaMP3Encoder:
         if len(a) != len(b) or not len(a):
             raise InputError(f"expected pairs, got {len(a)} and {len(b)} items; sets of any size: group=True")
         return float(np.einsum("nd,nd->n", a, b).mean())
+
+    def caption(self, image: str | os.PathLike | bytes) -> str:
+        """What an image shows, by the captioner: the text that it is encoded by."""
+        if not self._captioner_path:
+            refuse_image(image)
+        return self._captioner([image])[0]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `from_pretrained` and every script's --variant take: weights in half precision."""

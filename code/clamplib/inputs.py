@@ -16,7 +16,7 @@ which an encoder has made where it was given a captioner (see captions).
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import mido
 import numpy as np
@@ -126,7 +126,8 @@ def _read_audio(path: os.PathLike) -> Any:
     return load_array(path) if Path(path).suffix.lower() in FEATURE_SUFFIXES else recording_features(path)
 
 
-def _refuse_image(image: Any) -> str:
+def refuse_image(image: Any) -> NoReturn:
+    """Says what an image needs."""
     raise InputError(
         f'an image is encoded by its caption: give the encoder a captioner, such as captioner="{BLIP_REPO}"'
     )
@@ -137,7 +138,7 @@ _READERS = {
     "score": _read_score,
     "midi": _read_midi,
     "audio": _read_audio,
-    "image": _refuse_image,
+    "image": refuse_image,
 }
 
 
@@ -156,7 +157,7 @@ def _of_bytes(data: bytes, modality: str) -> Any:
     if modality == "audio":
         return recording_features(data)
     if modality == "image":
-        return _refuse_image(data)
+        return refuse_image(data)
     if modality == "midi" and not data.startswith(FIRST_WORD.encode()):
         return midi_to_mtf(parse_midi(data, "this MIDI"))
     if modality == "score" and (data[:2] == b"PK" or b"<" in data.lstrip()[:4]):  # behind a byte order mark

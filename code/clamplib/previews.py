@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -42,6 +43,7 @@ SECONDS = 60  # of sound
 ROLL_SECONDS = 20
 TAIL_SECONDS = 1.0  # for the last notes to fade
 PATIENCE = 60  # seconds for one preview
+RETRY = 600  # seconds until what failed is tried again
 MOST_BYTES = 512 * 2**20  # of previews on the disk, of which a minute of sound takes five million
 
 WIDE, NARROW = 1600, 900  # units of verovio; SCALE % of them are pixels
@@ -101,13 +103,13 @@ class Previews:
     """Previews in files of a folder, made in another process, one after the other, and again if their source changes.
 
     It starts with the first preview, and anew where one has killed it. Those that were used last are kept, MOST_BYTES
-    of them, and why there are no others: some take PATIENCE to fail.
+    of them, and for a while why there are no others: some take PATIENCE to fail.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._sizes: dict[Path, int] = {}  # of those that are there; what was not used for longest comes first
-        self._problems: dict[Path, str] = {}
+        self._problems: dict[Path, tuple[str, float]] = {}  # and when they were met
         self._process: ProcessPoolExecutor | None = None
         self._turn = asyncio.Lock()
 
@@ -118,10 +120,10 @@ class Previews:
         """
         target = self.folder / f"{os.stat(source).st_mtime_ns}-{name}"
         async with self._turn:
-            if target not in self._sizes and target not in self._problems:
+            if not target.is_file() and not self._failed_lately(target):
                 await self._make(partial(make, source), target)
             if target in self._problems:
-                raise InputError(self._problems[target])
+                raise InputError(self._problems[target][0])
             self._use(target)
         return target
 
@@ -137,7 +139,13 @@ class Previews:
             self._process = None
             problem = "the process that worked on it died: out of memory, or a crash in a library"
         if problem:
-            self._problems[target] = problem
+            self._problems[target] = problem, time.monotonic()
+
+    def _failed_lately(self, target: Path) -> bool:
+        """What has failed a while ago is tried again: the machine may have been busy, or a disk full."""
+        if target in self._problems and time.monotonic() - self._problems[target][1] > RETRY:
+            del self._problems[target]
+        return target in self._problems
 
     def _use(self, target: Path) -> None:
         """Puts it last, and removes the first while all are too large."""
@@ -146,7 +154,7 @@ class Previews:
         while sum(self._sizes.values()) > MOST_BYTES and len(self._sizes) > 1:
             first = next(iter(self._sizes))
             del self._sizes[first]
-            first.unlink()
+            first.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Ends the process."""

@@ -207,7 +207,7 @@ class _Site:
                 shutil.copyfileobj(upload.file, file)
             try:
                 if is_image(path):
-                    (caption,) = self.encoder._captioner([path])
+                    caption = self.encoder.caption(path)
                     return {"file": name, "caption": caption}, self.encoder.encode(caption, "text")[0]
                 return {"file": name}, self.encoder.encode(tunes(path)[0])[0]
             except InputError as error:
