@@ -2,13 +2,19 @@
 
 import json
 import os
+import sys
+from concurrent.futures import CancelledError
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
 from clamplib.files import (
+    DIED,
     InputError,
     Report,
+    _on_dask,
     atomic_path,
     is_done,
     key,
@@ -206,3 +212,32 @@ def test_a_job_that_kills_its_worker_is_alone_in_it():
     outcomes = {number: (result, error) for number, result, error in run_jobs(double, jobs, workers=2)}
     assert outcomes.pop(2)[1].startswith("the process that worked on it died")
     assert outcomes == {number: (2 * jobs[number], None) for number in (0, 1, 3, 4)}
+
+
+def test_what_a_dask_cluster_did_not_finish_is_named(monkeypatch):
+    """As its client hands that over: an error with its type and trace, a cancellation alone."""
+
+    class KilledWorker(Exception):
+        pass
+
+    outcomes = {
+        "finished": (0, "aa", None),
+        "error": (KilledWorker, KilledWorker("one"), None),
+        "lost": (ValueError, ValueError("two"), None),
+        "cancelled": CancelledError("three"),
+    }
+    futures = [MagicMock(status=status) for status in outcomes]
+    client = MagicMock()
+    client.__enter__.return_value.map.return_value = futures
+    distributed = SimpleNamespace(
+        Client=lambda: client,
+        KilledWorker=KilledWorker,
+        as_completed=lambda some, **_: zip(some, outcomes.values(), strict=True),
+    )
+    monkeypatch.setitem(sys.modules, "distributed", distributed)
+    assert list(_on_dask(double, dict(enumerate("abcd")))) == [
+        (0, "aa", None),
+        (1, None, DIED),
+        (2, None, "ValueError: two"),
+        (3, None, "CancelledError: three"),
+    ]

@@ -219,7 +219,7 @@ def folders(tmp_path):
 
 def test_a_table_says_what_is_right(tmp_path, folders):
     file = tmp_path / "right.csv"
-    rows = ["note,reference,query,relevance", ",v,b,2", "!,u, a/x ,0.5", ",w,a/x,", ",u,c,0", ",v,b,2.0"]
+    rows = ["reference,query, relevance ", "v,b,2", "u, a/x , 0.5", "w,a/x, ", "u,c,0", "v,b,2.0"]
     file.write_text("\n".join(rows), encoding="utf-8-sig")
     assert load_relevance(file, *folders) == {0: {0: 0.5, 3: 1}, 1: {1: 2, 2: 2}, 2: {1: 2, 2: 2}}
     file.write_text("query,reference\nc,w\na/x,u\n")
@@ -234,6 +234,8 @@ def test_a_table_says_what_is_right(tmp_path, folders):
         ("query,reference\na/x\n", "line 2: expected the key of a reference .*got ''"),
         ("query,relevance\na/x,1\n", "expected the columns query, reference in its first line, found no reference"),
         ("", "found no query and no reference"),
+        ("query,reference,grade\na/x,u,2\n", "no columns but query, reference, relevance, found 'grade'; rename"),
+        ("query,reference\na/x,u,0\n", "line 2: expected 2 values, got 3"),
         ("query,reference,relevance\na/x,u,good\n", "line 2: expected a relevance of 0 or more, got 'good'"),
         ("query,reference,relevance\na/x,u,-1\n", "got '-1'"),
         ("query,reference,relevance\na/x,u,nan\n", "got 'nan'"),

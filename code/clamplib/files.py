@@ -274,8 +274,9 @@ def _on_dask(function: Callable, jobs: dict[int, Any]) -> Iterator[tuple]:
         del futures  # a result is kept as long as its future is
         for done, outcome in as_completed(list(numbers), with_results=True, raise_errors=False):
             number = numbers.pop(done)
-            if done.status == "error":
-                outcome = number, None, DIED if isinstance(outcome[1], KilledWorker) else describe(outcome[1])
+            if done.status != "finished":
+                error = outcome[1] if isinstance(outcome, tuple) else outcome  # alone where it was cancelled
+                outcome = number, None, DIED if isinstance(error, KilledWorker) else describe(error)
             yield outcome
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,12 +177,12 @@ def load_relevance(file: str | Path, queries: Features, references: Features) ->
 
     file: CSV with the columns `query` and `reference`, which hold keys, and where wanted `relevance`: 0 for a wrong
     reference, more for a better one, and 1 where nothing stands. A key means all files that have it. Queries without a
-    right reference are left out. InputError names the line of a key that no file has, or of a grade that is none, or
-    that another line contradicts.
+    right reference are left out. InputError names a column that is none of these, and the line of a key that no file
+    has, of a grade that is none or that another line contradicts, or of more values than there are columns.
     """
     rows = {"query": _rows_of_keys(queries), "reference": _rows_of_keys(references)}
     grades: dict[tuple[str, str], float] = {}
-    for place, record in _read_csv(file, required=rows):
+    for place, record in _read_csv(file, required=tuple(rows), optional=("relevance",)):
         names = tuple((record[side] or "").strip() for side in rows)
         for (side, known), name in zip(rows.items(), names, strict=True):
             if name not in known:
@@ -190,7 +190,7 @@ def load_relevance(file: str | Path, queries: Features, references: Features) ->
                 raise InputError(
                     f"{place}: expected the key of a {side} with a vector, such as {example!r}, got {name!r}"
                 )
-        grade = _grade(record.get("relevance") or "1", place)
+        grade = _grade((record.get("relevance") or "").strip() or "1", place)
         if grades.setdefault(names, grade) != grade:
             raise InputError(
                 f"{place}: {' and '.join(map(repr, names))} have the relevance {grade:g} here, {grades[names]:g} before"
@@ -212,18 +212,29 @@ def _rows_of_keys(features: Features) -> dict[str, list[int]]:
     return rows
 
 
-def _read_csv(file: str | Path, required: Collection[str]) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """(file and line for a message, the row) of a table that has at least the required columns."""
+def _read_csv(
+    file: str | Path, required: tuple[str, ...], optional: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """(file and line for a message, the row) of a table that has the required columns, and at most the optional."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
-            if missing := set(required) - set(reader.fieldnames or ()):
+            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            if missing := set(required) - set(columns):
                 raise InputError(
                     f"{show(file)}: expected the columns {', '.join(required)} in its first line, "
                     f"found no {' and no '.join(sorted(missing))}"
                 )
+            if unknown := set(columns) - {*required, *optional}:
+                raise InputError(
+                    f"{show(file)}: expected no columns but {', '.join(required + optional)}, "
+                    f"found {', '.join(map(repr, sorted(unknown)))}; rename or remove it"
+                )
             for row in reader:
-                yield f"{show(file)}, line {reader.line_num}", row
+                place = f"{show(file)}, line {reader.line_num}"
+                if more := row.get(reader.restkey):
+                    raise InputError(f"{place}: expected {len(columns)} values, got {len(columns) + len(more)}")
+                yield place, row
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{show(file)}: expected CSV in UTF-8 ({error})") from error
 
