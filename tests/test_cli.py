@@ -185,6 +185,23 @@ def test_index_in_milvus(ask, music, tmp_path):
     assert names(found) == names(expected)
 
 
+def test_index_shows_no_password(music, tmp_path, capsys):
+    pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    from milvus_lite.adapter.grpc.server import start_server_in_thread
+
+    server, data, port = start_server_in_thread(str(tmp_path / "data"))
+    try:
+        place = f"http://somebody:secret@127.0.0.1:{port}"
+        assert cli.main(["index", str(music / "texts"), "--milvus", place, "--variant", "mini"]) == 0
+        shown = capsys.readouterr()
+        assert f"2 added or changed, 0 removed, 2 in http://127.0.0.1:{port}\n" in shown.out
+        assert "secret" not in shown.out + shown.err
+    finally:
+        server.stop(grace=0).wait()
+        data.close()
+
+
 def test_score(ask, music, tmp_path):
     twin = tmp_path / "twin"
     twin.mkdir()

@@ -99,7 +99,7 @@ class TestEveryIndex:
         index.upsert([], np.empty((0, WIDTH)))
         assert len(index) == 0 and index.records() == [] and index.keys() == index.paths() == set()
         assert index.search(AXES[:2], folder="x") == [[], []] and index.search(AXES[:0]) == []
-        assert index.missing(["b", "a", "b"]) == ["b", "a"] and index.vectors(["a"]) == {}
+        assert index.vectors(["a"]) == {} and index.refusal(Record("a", "k")) is None
         index.remove(["x"])
 
     @pytest.mark.parametrize("seed", range(3))
@@ -145,7 +145,7 @@ class TestEveryIndex:
         index.upsert([Record("a", "same"), Record("b", "same"), Record("c", "other")], AXES[[0, 0, 1]])
         assert {hit.path for hit in index.search(AXES[:1], 2)[0]} == {"a", "b"}
         index.remove(["a"])
-        assert index.search(AXES[:1], 1)[0][0].path == "b" and index.missing(["same"]) == []
+        assert index.search(AXES[:1], 1)[0][0].path == "b" and index.keys() == {"same", "other"}
 
     def test_upsert_replaces_what_has_the_path(self, opened):
         index = opened(width=WIDTH)
@@ -175,9 +175,9 @@ class TestEveryIndex:
         index = opened(width=WIDTH)
         index.upsert(records[:11], vectors[:11])
         again = opened(width=WIDTH)  # making what is there opens it
-        assert again.missing([record.key for record in records]) == [record.key for record in records[11:]]
+        assert again.keys() == {record.key for record in records[:11]}
         again.upsert(records[11:], vectors[11:])
-        assert len(index) == 30 and index.missing([record.key for record in records]) == []  # the first sees it
+        assert len(index) == 30 and index.keys() == {record.key for record in records}  # the first sees it
         found = opened().vectors([records[4].key, "absent", records[20].key, records[4].key])
         assert found.keys() == {records[4].key, records[20].key}
         assert found[records[20].key].dtype == np.float32

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from clamplib.checkpoints import Loaded
 from clamplib.encoder import CLaMP3Encoder
 from clamplib.files import InputError
 from clamplib.index import ExactIndex
+from clamplib.inputs import IMAGE_SUFFIXES, SUFFIXES
 from clamplib.library import (
     Library,
     check_found,
@@ -155,6 +158,27 @@ def test_changed_content_gives_a_new_vector(encoder, folder, cache, seen, monkey
     library = embed(encoder, folder / "a.txt", cache=cache)
     assert len(seen[-1]) == 1
     np.testing.assert_allclose(library.matrix, encoder.encode("a fast air"), atol=1e-5)
+
+
+def test_a_file_that_is_saved_meanwhile_is_no_vector_of_what_it_held(encoder, folder, cache, index, monkeypatch):
+    encode_each = CLaMP3Encoder.encode_each
+
+    def saved_meanwhile(self, items, *args, **options):
+        change(folder / "a.txt", "a fast air")
+        (folder / "sub dir/B.TXT").unlink()
+        yield from encode_each(self, items, *args, **options)
+
+    sources = [folder / "a.mtf", folder / "a.txt", folder / "sub dir/B.TXT"]
+    with monkeypatch.context() as patch:
+        patch.setattr(CLaMP3Encoder, "encode_each", saved_meanwhile)
+        updated = update_index(encoder, sources, index, folder, cache=cache, progress=False)
+    assert updated.changed == 1 and found_below(index, folder) == ["a.mtf"]
+    assert [failure["error"] for failure in updated.failures] == [
+        f"{source}: changed while it was read; run it again" for source in sources[1:]
+    ]
+    change(folder / "a.txt", "a slow air")
+    library = embed_library(encoder, sources[:2], cache=cache, progress=False)
+    np.testing.assert_allclose(library.matrix, encoder.encode(sources[:2]), atol=1e-5)
 
 
 def test_names_do_not_count(encoder, folder, cache, seen):
@@ -296,6 +320,35 @@ def test_an_index_hashes_once_and_keeps_what_the_cache_may_keep(encoder, folder,
     assert seen[2:] == [[]]
 
 
+@pytest.mark.parametrize("name", ["tune.abc", "sub dir/book.abc"])
+def test_an_index_follows_a_single_file(encoder, folder, index, name, monkeypatch):
+    monkeypatch.chdir(folder / "sub dir")
+    own = Path("..", name)
+    (folder / f"{name}#1.txt").write_text("a name that begins alike")
+    update(encoder, index, folder)
+    kept = [path for path in found_below(index, folder) if path.partition("#")[0] != name or path.endswith(".txt")]
+    own.write_text("\n".join([TUNE, TUNE]))
+    assert (update(encoder, index, own).failures, len(index)) == ([], len(kept) + 2)
+    assert found_below(index, folder) == sorted([*kept, f"{name}#1", f"{name}#2"])
+    own.write_text(INTERLEAVED)
+    assert update(encoder, index, own).removed == 2 and found_below(index, folder) == sorted([*kept, name])
+    own.write_text("words")
+    assert update(encoder, index, own).removed == 1 and found_below(index, folder) == kept
+
+
+def test_what_an_index_cannot_hold_does_not_stop_the_others(encoder, folder, index, seen, monkeypatch):
+    update(encoder, index, folder / "sub dir")
+    calls = len(seen)
+    monkeypatch.setattr(
+        ExactIndex, "refusal", lambda self, record: "too long" if record.path.endswith(("B.TXT", "a.txt")) else None
+    )
+    again = update(encoder, index, folder)
+    refused = [failure["file"] for failure in again.failures if failure["error"] == "too long"]
+    assert refused == [str(folder / name) for name in ("a.txt", "sub dir/B.TXT")] and again.removed == 1
+    assert found_below(index, folder) == [name for name in GOOD if name not in ("a.txt", "sub dir/B.TXT")]
+    assert not any(item.endswith("a.txt") for call in seen[calls:] for item in call)
+
+
 def test_an_interrupted_update_keeps_what_was_done(encoder, folder, index, seen, monkeypatch):
     monkeypatch.setattr(library_module, "KEPT_AT_ONCE", 2)
     upsert = ExactIndex.upsert
@@ -329,6 +382,13 @@ def test_a_collection_is_embedded_or_taken_as_it_is(encoder, folder, tmp_path, s
     assert len(taken.failures) == 1 and "bad.npy" in taken.failures[0]["error"]
     shutil.copy(folder / "a.txt", tmp_path / "features")
     assert open_collection(encoder, tmp_path / "features").modalities == ["text"]
+
+
+def test_images_beside_features_are_embedded_where_there_is_a_captioner(tmp_path):
+    for name in ("a.npy", "cover.PNG"):
+        (tmp_path / name).touch()
+    assert library_module._holds_features(tmp_path, SUFFIXES)
+    assert not library_module._holds_features(tmp_path, SUFFIXES + IMAGE_SUFFIXES)
 
 
 def test_two_processes_share_a_cache(tiny_variant, folder, cache, encoder, seen):
@@ -372,6 +432,22 @@ def test_the_clusters_way_gives_the_same_vectors(encoder, tiny_variant, folder, 
     np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
     again = embed(encoder, folder, cache=cache)
     np.testing.assert_array_equal(again.vectors, found.vectors)
+
+
+def test_the_threads_of_a_node_load_one_model(encoder, folder, monkeypatch):
+    loaded = []
+
+    def load(**options):
+        loaded.append(options)
+        time.sleep(0.1)  # in which other threads ask
+        return encoder
+
+    monkeypatch.setattr(CLaMP3Encoder, "from_pretrained", load)
+    library_module._encoder.cache_clear()
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(library_module._embed_on_node, [(("name", "x"),)] * 3, [[folder / "a.txt"]] * 3))
+    library_module._encoder.cache_clear()
+    assert loaded == [{"name": "x"}] and [error for [(_, _, error)] in found] == [None] * 3
 
 
 def test_a_node_that_fails_names_its_files(encoder, folder, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from clamplib.files import InputError
 from clamplib.index import Hit, Record
-from clamplib.milvus import MOST_HITS, TEXT_BYTES, MilvusIndex, _quote
+from clamplib.milvus import MOST_HITS, TEXT_BYTES, MilvusIndex, _quote, _without_password
 
 pytest.importorskip("pymilvus", reason="no Milvus")
 pytest.importorskip("milvus_lite", reason="no Milvus Lite")
@@ -62,6 +62,19 @@ def test_no_server_is_named():
         with pytest.raises(InputError, match=rf"^{uri}/own: expected") as caught:  # a password is never shown
             MilvusIndex(uri.replace("//", "//somebody:se@cret@") + "/own", SPACE, 4)
         assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("http://user:p/q@host:1", "http://host:1"),
+        ("https://user:p@q@host/own", "https://host/own"),
+        ("http://host:1", "http://host:1"),
+        ("me@home/library.db", "me@home/library.db"),
+    ],
+)
+def test_a_place_is_shown_without_its_password(location, shown):
+    assert _without_password(location) == shown
 
 
 @pytest.fixture
@@ -123,6 +136,7 @@ def test_texts_have_limits(tmp_path):
         assert index.records() == [longest]
         with pytest.raises(InputError, match=r"expected a path of at most 8192 bytes, got 8193"):
             index.upsert([Record("x" * 8193, "k")], AXES[:1])
+        assert index.refusal(longest) is None and "expected a label of" in index.refusal(Record("x", "k", "x" * 1025))
         with pytest.raises(InputError, match=r"expected a path in Unicode, .*; rename it"):
             index.upsert([Record(os.fsdecode(b"caf\xe9"), "k")], AXES[:1])
         index.remove([os.fsdecode(b"caf\xe9")])

@@ -99,7 +99,11 @@ def build_parser() -> argparse.ArgumentParser:
             "--variant", default="saas", help="saas (default), c2, mini, a folder, or owner/name of the hub"
         )
         common.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
-        common.add_argument("--workers", type=positive, help="processes that convert; default: one a core")
+        common.add_argument(
+            "--workers",
+            type=positive,
+            help="processes that convert, here or on Ray (Dask uses all it has); default: one a core",
+        )
         common.add_argument(
             "--images",
             nargs="?",
@@ -357,8 +361,8 @@ def index(args: argparse.Namespace) -> Answer:
     options = {"labels": labels, "cache": _cache(args), "workers": args.workers, "backend": args.backend}
     with _index(location, encoder.space, encoder.dimension) as store:
         update = update_index(encoder, sources, store, args.folder, **options)
-        count = len(store)
-    text = f"{update.changed} added or changed, {update.removed} removed, {count} in {show(location)}"
+        count, place = len(store), show(store.location)  # as it may be shown: without a password
+    text = f"{update.changed} added or changed, {update.removed} removed, {count} in {place}"
     return Answer(text, {"changed": update.changed, "removed": update.removed, "records": count}, update.failures)
 
 

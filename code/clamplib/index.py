@@ -4,12 +4,7 @@ A record is a file: its path names it, and its key, a hash of what is in it, say
 the same content at two paths is two records, and two hits. An index holds vectors of one embedding space (see `space`).
 There are two kinds: `ExactIndex`, a folder, and `milvus.MilvusIndex`.
 
-Indexing a library, and again whenever it has changed or was interrupted, is then
-
-    changed = wanted - set(index.records())
-    index.missing(record.key for record in changed)     # what is to be embedded; of the rest, index.vectors(keys)
-    index.upsert(changed, vectors)                      # in batches: each is kept, whatever happens to the next
-    index.remove(index.paths() - {record.path for record in wanted})
+`library.update_index` makes one hold what lies in a folder, and again whenever that has changed.
 """
 
 import json
@@ -97,10 +92,9 @@ class Index(ABC):
         """The key of every record."""
         return {record.key for record in self.records()}
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those keys that no record has, each once, in their order."""
-        known = self.keys()
-        return [key for key in dict.fromkeys(keys) if key not in known]
+    def refusal(self, record: Record) -> str | None:
+        """Why an index of this kind cannot hold the record; None where it can."""
+        return None
 
     def upsert(self, records: Iterable[Record], vectors: np.ndarray) -> None:
         """Adds records, each in place of the one that has its path, if one has.

@@ -6,10 +6,13 @@ the file is taken for, the tune in it, and all that made the vector.
 
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -26,6 +29,7 @@ from clamplib.space import check_same_space, read_space
 
 KEPT_AT_ONCE = 16  # vectors; an interrupted run loses few
 FILES_A_JOB = 32  # on a cluster
+LOADING = Lock()  # a worker of Dask is many threads
 
 Source = Path | Tune
 
@@ -59,6 +63,13 @@ class Collection:
     sources: list[Source]
     modalities: list[str]  # "" where unknown
     failures: list[dict[str, str]]  # file, error
+
+
+class Content(NamedTuple):
+    """What a source held when it was hashed."""
+
+    key: str  # names its vector
+    state: tuple[int, int, int] | None  # of the file; what changes when its content does
 
 
 @dataclass(frozen=True)
@@ -111,14 +122,15 @@ def embed_each(
     cache: VectorCache | None = None,
     workers: int | None = None,
     backend: str | None = None,
-    keys: Mapping[int, str] | None = None,
+    contents: Mapping[int, Content] | None = None,
 ) -> Iterator[tuple[int, np.ndarray | None, str | None]]:
     """(number, vector [D], None) of each source, or (number, None, why there is none), as they are done.
 
-    `keys`: their `content_keys`, where these are known.
+    `contents`: their `read_contents`, where these are known. A source that has changed since is a failure.
     """
-    if keys is None:
-        keys = content_keys(encoder, sources, cache) if cache else {}
+    if contents is None:
+        contents = read_contents(encoder, sources, cache) if cache else {}
+    keys = {number: content.key for number, content in contents.items()}
     known = cache.get(set(keys.values())) if cache else {}
     ready = {number: known[key] for number, key in keys.items() if key in known}
     yield from ((number, vector, None) for number, vector in ready.items())
@@ -126,6 +138,12 @@ def embed_each(
     encoded = _encode(encoder, [sources[number] for number in missing], workers, backend)
     while some := list(itertools.islice(encoded, KEPT_AT_ONCE)):
         some = [(missing[place], vector, error) for place, vector, error in some]
+        some = [
+            (number, None, f"{show(sources[number])}: changed while it was read; run it again")
+            if number in contents and _state(sources[number]) != contents[number].state
+            else (number, vector, error)
+            for number, vector, error in some
+        ]
         if cache:
             cache.put({keys[number]: vector for number, vector, _ in some if vector is not None and number in keys})
         yield from some
@@ -138,7 +156,7 @@ def open_collection(
 
     InputError where there is none, or where features are of another space than the encoder's.
     """
-    if _holds_features(path):
+    if _holds_features(path, encoder.suffixes):
         features = load_features(path)
         check_same_space(show(path), features.space, "the variant that was asked for", encoder.space)
         failures = [{"file": str(path), "error": str(error)} for error in features.failures]
@@ -150,15 +168,15 @@ def open_collection(
     return Collection(features, library.sources, library.modalities, library.failures)
 
 
-def _holds_features(path: str | Path) -> bool:
-    """Whether a file is one, or a folder holds features and nothing else that could be embedded."""
+def _holds_features(path: str | Path, embeddable: Sequence[str]) -> bool:
+    """Whether a file is one, or a folder holds features and nothing else that could be embedded, by its suffix."""
     path = Path(path)
     if path.is_file():
         return path.suffix in FEATURE_SUFFIXES
     if path.is_dir() and read_space(path):
         return True
     suffixes = {file.suffix.lower() for file in path.rglob("*")}
-    return not suffixes.isdisjoint(FEATURE_SUFFIXES) and suffixes.isdisjoint(SUFFIXES)
+    return not suffixes.isdisjoint(FEATURE_SUFFIXES) and suffixes.isdisjoint(embeddable)
 
 
 def aliases(sources: Sequence[Source]) -> list[Path]:
@@ -178,22 +196,24 @@ def update_index(
     backend: str | None = None,
     progress: bool = True,
 ) -> IndexUpdate:
-    """Makes an index hold the sources, which lie in `folder`, as they are now, by their absolute paths.
+    """Makes an index hold the sources, which lie in `folder` (or are it), as they are now, by their absolute paths.
 
     Only content that the index does not know is embedded, and written as it is done, so that an interrupted update
-    loses little. A source without a vector is a failure, and not in the index; nor is what else it has had of `folder`.
+    loses little. A source without a vector, or that the index cannot hold, is a failure, and not in the index; nor is
+    what else it has had of `folder`.
 
     Args:
         labels: of each source, to filter by.
         cache, backend: as for `embed_library`.
     """
-    keys = content_keys(encoder, sources, cache or VectorCache(":memory:"))  # which is forgotten
-    failed = {number: _unreadable(source) for number, source in enumerate(sources) if number not in keys}
+    contents = read_contents(encoder, sources, cache or VectorCache(":memory:"))  # which is forgotten
+    failed = {number: _unreadable(source) for number, source in enumerate(sources) if number not in contents}
     labels = labels or [None] * len(sources)
     paths = [_address(source) for source in sources]
-    records = {n: Record(paths[n], keys[n], labels[n] or "", modality_of(sources[n])) for n in keys}
+    records = {n: Record(paths[n], contents[n].key, labels[n] or "", modality_of(sources[n])) for n in contents}
+    failed |= {number: refusal for number, record in records.items() if (refusal := index.refusal(record))}
     known = set(index.records())
-    changed = {number: record for number, record in records.items() if record not in known}
+    changed = {n: record for n, record in records.items() if n not in failed and record not in known}
     ready = index.vectors({record.key for record in changed.values()})
     if moved := [record for record in changed.values() if record.key in ready]:
         index.upsert(moved, np.stack([ready[record.key] for record in moved]))
@@ -204,14 +224,14 @@ def update_index(
         cache=cache,
         workers=workers,
         backend=backend,
-        keys={place: keys[number] for place, number in enumerate(new)},
+        contents={place: contents[number] for place, number in enumerate(new)},
     )
     outcomes = tqdm(outcomes, total=len(new), unit="file", disable=not (progress and new))
     errors = _upsert_each(index, [records[number] for number in new], outcomes)
     failed |= {new[place]: error for place, error in errors.items()}
-    root = os.path.join(os.path.abspath(folder), "")
+    own = re.compile(re.escape(os.path.abspath(folder).rstrip(os.sep)) + r"(/.*|#[0-9]+)?", re.DOTALL)
     present = {path for number, path in enumerate(paths) if number not in failed}
-    gone = [path for path in index.paths() if path.startswith(root) and path not in present]
+    gone = [path for path in index.paths() if own.fullmatch(path) and path not in present]
     index.remove(gone)
     failures = [{"file": str(sources[number]), "error": failed[number]} for number in sorted(failed)]
     return IndexUpdate(len(changed.keys() - failed.keys()), len(gone), failures)
@@ -239,20 +259,31 @@ def _unreadable(source: Source) -> str:
 
 def _address(source: Source) -> str:
     """What an index calls it: its absolute path, with a tune's number behind."""
-    return str(replace(source, path=source.path.absolute())) if isinstance(source, Tune) else os.path.abspath(source)
+    path = os.path.abspath(source)
+    return str(replace(source, path=Path(path))) if isinstance(source, Tune) else path
 
 
-def content_keys(encoder: CLaMP3Encoder, sources: Sequence[Source], cache: VectorCache) -> dict[int, str]:
-    """What names the vector of each source, by its number; unreadable files are left out."""
+def read_contents(encoder: CLaMP3Encoder, sources: Sequence[Source], cache: VectorCache) -> dict[int, Content]:
+    """What each source holds, by its number; unreadable files are left out."""
+    states = [_state(source) for source in sources]  # first: what changes from here on is seen
     hashes = cache.content_hashes(map(os.fspath, sources))
-    keys = {}
+    contents = {}
     for number, source in enumerate(sources):
         if content := hashes.get(os.fspath(source)):
             path = Path(source)
             taken_for = f"{path.suffix.lower()}#{getattr(source, 'number', '')}"
             made_by = f"{encoder.space_id} {encoder.precision} {__version__}"
-            keys[number] = f"{content} {taken_for} {made_by} {encoder.front_id(path)}"
-    return keys
+            key = f"{content} {taken_for} {made_by} {encoder.front_id(path)}"
+            contents[number] = Content(key, states[number])
+    return contents
+
+
+def _state(source: Source) -> tuple[int, int, int] | None:
+    try:
+        stat = os.stat(source)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _encode(
@@ -274,7 +305,9 @@ def _encode(
 
 
 def _embed_on_node(pretrained: tuple, sources: list[Source]) -> list[tuple[int, np.ndarray | None, str | None]]:
-    return list(_encode(_encoder(pretrained), sources, workers=1, backend=None))
+    with LOADING:
+        encoder = _encoder(pretrained)
+    return list(_encode(encoder, sources, workers=1, backend=None))
 
 
 @lru_cache(maxsize=1)

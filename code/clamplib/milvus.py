@@ -98,6 +98,13 @@ class MilvusIndex(Index):
             )
         return [Record(*(row[name] for name in TEXT_BYTES)) for row in found]
 
+    def refusal(self, record: Record) -> str | None:
+        try:
+            _texts(record)
+        except InputError as error:
+            return str(error)
+        return None
+
     def vectors(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         found = {}
         for batch in _batches(sorted(set(keys))):
@@ -177,8 +184,7 @@ class _Client:
 def _without_password(location: str) -> str:
     """A place as it may be shown."""
     scheme, separator, rest = location.partition("://")
-    host, slash, path = rest.partition("/")
-    return scheme + separator + host.rpartition("@")[2] + slash + path
+    return scheme + separator + rest.rpartition("@")[2]
 
 
 def _id(path: str) -> str:
