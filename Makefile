@@ -36,7 +36,7 @@ mini: $(READY)  ## trains mini from nothing: make mini OPENSCORE=folder [ESSEN=1
 	for stage in 1_short 2_long 3_scores; do $(TRAIN)_symbolic.py --config mini/config.py mini/stages/$$stage.py || exit 1; done
 	$(BIN)/python mini/build_audio.py $(DATA)
 	$(TRAIN)_audio.py --config mini/config.py mini/stages/4_audio.py
-	$(BIN)/python code/export_clamp3.py --config mini/config.py $(if $(ESSEN),$(DATA)/variant,code/clamplib/mini)
+	$(BIN)/python code/export_clamp3.py $(if $(ESSEN),$(DATA)/variant,code/clamplib/mini) --config mini/config.py
 	$(if $(ESSEN),,cp $(DATA)/held_out_tunes.txt mini/)
 
 eval-mini: $(READY)  ## prints what mini is worth on held-out pieces: make eval-mini [OPENSCORE=folder]

@@ -7,7 +7,7 @@ import argparse
 import importlib
 import sys
 
-SUBJECTS = ("formats", "models", "library", "retrieval", "training")
+SUBJECTS = ("formats", "audio", "models", "library", "retrieval", "training")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from clamplib.checkpoints import load_clamp3, load_m3, save_variant
 from clamplib.files import InputError
 from utils import load_settings, load_tokenizer, make_geometry
 
-EXAMPLE = "example: python code/export_clamp3.py --config mini/config.py code/clamplib/mini"
+EXAMPLE = "example: python code/export_clamp3.py code/clamplib/mini --config mini/config.py"
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 

@@ -37,7 +37,6 @@ from texts import LANGUAGES, Facts, caption, describe
 
 HELD_OUT, EVALUATION = range(0, 10), range(10, 13)  # of 100 buckets
 CLIPS = 300  # of held-out pieces, rendered
-VARIANTS = 3  # of the features of a training clip
 TRANSPOSED = 2  # copies of a tune in other keys
 SIGNATURES = "G D A C F Bb Eb E".split()  # of the keys that tunes stand in, commonest first
 
@@ -77,7 +76,7 @@ def convert_all(args: argparse.Namespace) -> None:
             records.append(result)
             report.done += 1
     report.write(args.output)
-    _write_jsonl(args.output / "pieces.jsonl", records)
+    write_jsonl(args.output / "pieces.jsonl", records)
     print(report.summary())
 
 
@@ -132,9 +131,9 @@ def write_split(records: list[dict], output: Path) -> None:
     evaluation = [r for r in rest if bucket(r["opening"]) in EVALUATION and _files(r, "abc")]
     training = [r for r in rest if bucket(r["opening"]) not in EVALUATION]
     lines = [line for record in training for line in training_lines(record)]
-    _write_jsonl(output / "train.jsonl", lines)
-    _write_jsonl(output / "eval.jsonl", map(evaluation_line, evaluation))
-    _write_jsonl(output / "heldout.jsonl", held_out)
+    write_jsonl(output / "train.jsonl", lines)
+    write_jsonl(output / "eval.jsonl", map(evaluation_line, evaluation))
+    write_jsonl(output / "heldout.jsonl", held_out)
     names = [record["id"] for record in held_out if _files(record, "raw")]
     (output / "held_out_tunes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     if not (output / "text_model").exists():  # a model may have been trained with it
@@ -153,18 +152,16 @@ def training_lines(record: dict) -> Iterable[dict]:
     """Lines for the training scripts: one a key, each with texts of its own in every language."""
     rng = random.Random(record["id"])
     for tonic, files in record["files"].items():
-        facts = _facts(record, tonic)
-        english, *translations = [
-            {"analysis": caption(facts, language), "description": describe(facts, language, rng)}
-            for language in LANGUAGES
-        ]
-        yield {
-            "id": f"{record['id']}@{tonic}" if tonic else record["id"],
-            "filepaths": [*files, *varied_audio_names(files)],
-            "language": "en",
-            **english,
-            "translations": translations,
-        }
+        name = f"{record['id']}@{tonic}" if tonic else record["id"]
+        yield {"id": name, "filepaths": files, **text_fields(facts_of(record, tonic), rng)}
+
+
+def text_fields(facts: Facts, rng: random.Random) -> dict:
+    """What a line says of a piece, in every language."""
+    english, *translations = [
+        {"analysis": caption(facts, language), "description": describe(facts, language, rng)} for language in LANGUAGES
+    ]
+    return {"language": "en", **english, "translations": translations}
 
 
 def evaluation_line(record: dict) -> dict:
@@ -174,13 +171,14 @@ def evaluation_line(record: dict) -> dict:
         "id": record["id"],
         "filepaths": [*files, audio_name(files)],
         "language": "en",
-        "analysis": caption(_facts(record, ""), "en"),
+        "analysis": caption(facts_of(record), "en"),
     }
 
 
-def _facts(record: dict, key: str) -> Facts:
+def facts_of(record: dict, tonic: str = "") -> Facts:
+    """What is known of a piece, or of its copy in the key of another tonic."""
     facts = Facts(**{**record["facts"], "instruments": tuple(record["facts"]["instruments"])})
-    return replace(facts, tonic=key) if key else facts
+    return replace(facts, tonic=tonic) if tonic else facts
 
 
 def _files(record: dict, folder: str) -> list[str]:
@@ -199,12 +197,6 @@ def audio_name(files: Sequence[str]) -> str:
     return f"audio/{mtf.removeprefix('mtf/').removesuffix('.mtf')}.npy"
 
 
-def varied_audio_names(files: Sequence[str]) -> list[str]:
-    """`audio_name`, and the names of the same features as another recording might have them."""
-    name = audio_name(files)
-    return [name, *(name.replace(".npy", f"~{number}.npy") for number in range(1, VARIANTS + 1))]
-
-
 def held_out_clips(data: Path) -> list[dict]:
     """The records of the clips to judge by: 300 held-out pieces, drawn once and for all."""
     records = read_jsonl(data / "heldout.jsonl")
@@ -215,7 +207,7 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def _write_jsonl(path: Path, lines: Iterable[dict]) -> None:
+def write_jsonl(path: Path, lines: Iterable[dict]) -> None:
     with path.open("w", encoding="utf-8") as out:
         for line in lines:
             out.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -3,38 +3,40 @@
     python mini/build_audio.py out/mini
 
 Every piece is played once (see render): training pieces by one sound font, held-out clips by another with other
-instruments. What is kept of a clip is its spectral features, audio/<same path>.npy, which train.jsonl and eval.jsonl
-name beside the scores. A copy in another key has the features of its tune, moved by as many semitones; and all have
-variants, as other instruments and other rooms might give them.
+instruments. What is kept are spectrograms, played/<path>.npy, and the features that are made of them, audio/<path>.npy.
+Training pieces are heard in some of the twelve keys, each once as they were played, and once in another tempo and tone:
+train_audio.jsonl names them beside their MIDI in that key, mtf/moved/<path>, and texts that say so.
 """
 
 import argparse
+import os
 import random
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import zoom
+from tqdm import tqdm
 
-from build import audio_name, held_out_clips, read_jsonl
-from clamplib.files import Report, run_batch
+from build import audio_name, facts_of, held_out_clips, read_jsonl, text_fields, write_jsonl
+from clamplib.files import InputError, Report, run_batch
 from clamplib.mtf import mtf_to_midi
-from clamplib.spectral import (
-    MINIMUM,
-    OCTAVES,
-    PITCH_CLASSES,
-    RATE,
-    SECONDS,
-    SIZE,
-    spectral_features,
-    transpose,
-)
+from clamplib.spectral import BINS, MINIMUM, OCTAVES, PITCH_CLASSES, RATE, SECONDS, spectral_features, spectrogram
 from render import MERLIN, TIMGM6MB, render
+from texts import Facts
 
-COPIES = "audio/transposed/"
-TONE, NOISE = 0.35, 0.08  # standard deviations; a level of 1 is 20 dB
+MOVED = "audio/moved/"
+KEYS = 6  # in which a training piece is heard
+OTHER_KEYS = [semitones for semitones in range(-6, 6) if semitones]
+MAJOR_TONICS = "C Db D Eb E F F# G Ab A Bb B".split()
+MINOR_TONICS = "C C# D Eb E F F# G G# A Bb B".split()
+TONE = 7.0  # dB, standard deviation of an octave's level
+STRETCH = 0.1  # of the tempo, at most
+NOISE = 0.08  # standard deviation
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,67 +46,183 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--held_out", action="store_true", help="only the clips to judge by")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     args = parser.parse_args(argv)
-    clips = [audio_name(record["files"][""]) for record in held_out_clips(args.data)]
-    reports = [play(clips, args.data, MERLIN, args.workers)]
+    names = [audio_name(record["files"][""]) for record in held_out_clips(args.data)]
+    reports = [play(names, args.data, MERLIN, args.workers)]
     if not args.held_out:
-        lines = [line for name in ("train", "eval") for line in read_jsonl(args.data / f"{name}.jsonl")]
-        names = [audio_name(line["filepaths"]) for line in lines]
-        reports.append(play([name for name in names if not name.startswith(COPIES)], args.data, TIMGM6MB, args.workers))
-        for line in lines:
-            vary(line["filepaths"], args.data)
+        evaluated = [audio_name(line["filepaths"]) for line in read_jsonl(args.data / "eval.jsonl")]
+        records = training_records(args.data)
+        tunes = [audio_name(record["files"][""]) for record in records]
+        reports.append(play([*tunes, *evaluated], args.data, TIMGM6MB, args.workers))
+        played = [record for record in records if _played(args.data, audio_name(record["files"][""])).exists()]
+        lines = [line for record in tqdm(played, unit="piece", desc="keys") for line in audio_lines(record, args.data)]
+        write_jsonl(args.data / "train_audio.jsonl", lines)
+        names += evaluated + [file for line in lines for file in line["filepaths"] if file.startswith("audio/")]
+    reports.append(hear(names, args.data, args.workers))
     for report in reports:
         print(report.summary())
     return 0
 
 
-def play(names: Sequence[str], data: Path, font: tuple[str, str], workers: int | None) -> Report:
-    """Writes the audio features of these names."""
-    targets = [data / name for name in names]
-    sources = [data / name.replace("audio/", "mtf/", 1).replace(".npy", ".mtf") for name in names]
+def training_records(data: Path) -> list[dict]:
+    """The records of the pieces in train.jsonl."""
+    names = {line["id"] for line in read_jsonl(data / "train.jsonl")}
+    return [record for record in read_jsonl(data / "pieces.jsonl") if record["id"] in names]
+
+
+def audio_lines(record: dict, data: Path) -> Iterator[dict]:
+    """Lines for the training on audio: a piece in its own key and in some others, in which its MIDI is written."""
+    rng = random.Random(f"audio of {record['id']}")
+    facts, files = facts_of(record), record["files"][""]
+    scores, audio = [file for file in files if not file.startswith("raw/")], audio_name(files)
+    yield {"id": record["id"], "filepaths": [*scores, audio, _variant(audio)], **text_fields(facts, rng)}
+    if facts.tonic is None:
+        return
+    midi = _notes(data, audio).read_text("utf-8")
+    for semitones in sorted(rng.sample(OTHER_KEYS, KEYS - 1)):
+        moved, tonic = moved_midi(midi, semitones), moved_tonic(facts, semitones)
+        if moved is None:
+            continue
+        copy = audio.replace("audio/train/", MOVED).replace(".npy", f"@{semitones:+d}.npy")
+        path = _notes(data, copy)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(moved, encoding="utf-8", newline="")
+        yield {
+            "id": f"{record['id']}@{semitones:+d}",
+            "filepaths": [path.relative_to(data).as_posix(), copy, _variant(copy)],
+            **text_fields(replace(facts, tonic=tonic), rng),
+        }
+
+
+def moved_midi(text: str, semitones: int) -> str | None:
+    """MTF in another key; None where a note would leave MIDI's range. Drums stay."""
+    pitches = [int(pitch) for channel, pitch in re.findall(r"(?m)^note_on \d+ (\d+) (\d+)", text) if channel != "9"]
+    if not 0 <= min(pitches) + semitones <= max(pitches) + semitones <= 127:
+        return None
+
+    def note(match: re.Match) -> str:
+        return match[0] if match[2] == "9" else f"{match[1]} {match[2]} {int(match[3]) + semitones}"
+
+    def signature(match: re.Match) -> str:
+        return match[1] + _tonic(match[2], semitones, minor=bool(match[3])) + match[3]
+
+    text = re.sub(r"(?m)^(note_o(?:n|ff) \d+) (\d+) (\d+)", note, text)
+    return re.sub(r"(?m)^(key_signature )([A-G][b#]?)(m?)", signature, text)
+
+
+def moved_tonic(facts: Facts, semitones: int) -> str:
+    """The tonic of a piece in another key, as keys with few accidentals are written."""
+    return _tonic(facts.tonic, semitones, minor=facts.mode in ("minor", "dorian"))
+
+
+def _tonic(tonic: str, semitones: int, minor: bool) -> str:
+    pitch = "C D EF G A B".index(tonic[0]) + {"": 0, "#": 1, "b": -1}[tonic[1:]] + semitones
+    return (MINOR_TONICS if minor else MAJOR_TONICS)[pitch % PITCH_CLASSES]
+
+
+def tune_of(name: str) -> str:
+    """The audio features of the tune of which these are in another key, tempo or tone, or they themselves."""
+    return re.sub(r"[@~].*", ".npy", name.replace(MOVED, "audio/train/"))
+
+
+def play(names: Iterable[str], data: Path, font: tuple[str, str], workers: int | None) -> Report:
+    """Writes the spectrograms of the pieces with audio features of these names."""
+    names = sorted(names)
     return run_batch(
-        partial(_hear, font=font), sources, targets, output_root=data / "audio", workers=workers, description=font[0]
+        partial(_play, font=font),
+        [_notes(data, name) for name in names],
+        [_played(data, name) for name in names],
+        output_root=data / "played",
+        workers=workers,
+        description=font[0],
     )
 
 
-def vary(files: list[str], data: Path) -> None:
-    """Writes the audio of a line that is not played itself, if its tune was: see the head of this module."""
-    name, *variants = [file for file in files if file.startswith("audio/")]
-    tune = name.replace(COPIES, "audio/train/", 1).partition("@")[0].removesuffix(".npy") + ".npy"
-    if not (data / tune).exists():
-        return
-    features = np.load(data / tune)
-    if name != tune:
-        features = transpose(features, _first_note(data, name) - _first_note(data, tune))
-        (data / name).parent.mkdir(parents=True, exist_ok=True)
-        np.save(data / name, features)
-    for variant in variants:
-        np.save(data / variant, varied(features, np.random.default_rng(list(variant.encode()))))
+def hear(names: Iterable[str], data: Path, workers: int | None) -> Report:
+    """Writes audio features of these names, so far as their tunes were played."""
+    hearings = [Hearing(data, name) for name in sorted(names)]
+    hearings = [hearing for hearing in hearings if Path(hearing).exists()]
+    return run_batch(
+        _hear,
+        hearings,
+        [data / hearing.name for hearing in hearings],
+        output_root=data / "audio",
+        workers=workers,
+        description="features",
+    )
 
 
-def varied(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Features [1, T, 256] of a part of a clip, in another tone (levels bent smoothly over the octaves), with noise."""
-    kept = rng.integers((features.shape[1] + 1) // 2, features.shape[1] + 1)
-    start = rng.integers(features.shape[1] - kept + 1)
-    bins = OCTAVES * PITCH_CLASSES
-    tone = np.interp(np.arange(bins) / PITCH_CLASSES, np.arange(OCTAVES + 1), rng.normal(0, TONE, OCTAVES + 1))
-    tone = np.concatenate((tone, np.zeros(SIZE - bins)))
-    part = features[:, start : start + kept]
-    return (part + tone + rng.normal(0, NOISE, part.shape)).astype(np.float32)
+@dataclass(frozen=True)
+class Hearing(os.PathLike):
+    """Audio features to be made of the spectrogram at this path."""
+
+    data: Path
+    name: str
+
+    def __fspath__(self) -> str:
+        return str(_played(self.data, tune_of(self.name)))
+
+    @property
+    def semitones(self) -> int:
+        """From the tune's key to that of the copy."""
+        return int((re.findall(r"@([+-]\d+)", self.name) or [0])[0])
 
 
-def _first_note(data: Path, name: str) -> int:
-    """MIDI pitch of the first note of the piece with this audio."""
-    text = (data / name.replace("audio/", "mtf/", 1)).with_suffix(".mtf").read_text("utf-8")
-    return int(re.search(r"(?m)^note_on \d+ \d+ (\d+)", text)[1])
+def varied(levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A part of a spectrogram [T, 84, frames], in another tempo and another tone (smooth over the octaves)."""
+    kept = rng.integers((len(levels) + 1) // 2, len(levels) + 1)
+    start = rng.integers(len(levels) - kept + 1)
+    tone = np.interp(np.arange(BINS) / PITCH_CLASSES, np.arange(OCTAVES + 1), rng.normal(0, TONE, OCTAVES + 1))
+    return stretched(levels[start : start + kept] + tone[:, None], rng.uniform(1 - STRETCH, 1 + STRETCH))
 
 
-def _hear(source: Path, target: Path, font: tuple[str, str]) -> None:
+def stretched(levels: np.ndarray, times: float) -> np.ndarray:
+    """A spectrogram [T, 84, frames] that takes so many times as long."""
+    frames = levels.shape[2]
+    whole = zoom(np.concatenate(levels, axis=1), (1, times), order=1)  # [84, T * frames * times]
+    count = max(1, round(whole.shape[1] / frames))
+    whole = np.pad(whole[:, : count * frames], ((0, 0), (0, max(0, count * frames - whole.shape[1]))), mode="edge")
+    return whole.reshape(BINS, count, frames).transpose(1, 0, 2)
+
+
+def transposed(levels: np.ndarray, semitones: int) -> np.ndarray:
+    """A spectrogram [T, 84, frames] of the same music higher, or lower where `semitones` is below 0."""
+    return levels[:, np.clip(np.arange(BINS) - semitones, 0, BINS - 1)]
+
+
+def _notes(data: Path, name: str) -> Path:
+    return (data / name.replace("audio/", "mtf/", 1)).with_suffix(".mtf")
+
+
+def _played(data: Path, name: str) -> Path:
+    return data / name.replace("audio/", "played/", 1)
+
+
+def _variant(name: str) -> str:
+    return name.replace(".npy", "~.npy")
+
+
+def _play(source: Path, target: Path, font: tuple[str, str]) -> None:
     sound = render(mtf_to_midi(source.read_text("utf-8")), font, random.Random(f"{source.parent.name}/{source.name}"))
     length = round(RATE * SECONDS)
     windows = [sound[start : start + length] for start in range(0, len(sound), length)]
     kept = [window for window in windows if len(window) >= RATE * MINIMUM] or windows[:1]
+    if not kept:
+        raise InputError("expected a note in the first half minute, found none")
+    _save(spectrogram(kept).astype(np.float16), target)
+
+
+def _hear(hearing: Hearing, target: Path) -> None:
+    levels = transposed(np.load(hearing).astype(np.float32), hearing.semitones)
+    if "~" not in hearing.name:
+        return _save(spectral_features(levels)[None], target)
+    rng = np.random.default_rng(list(hearing.name.encode()))
+    features = spectral_features(varied(levels, rng))
+    return _save((features + rng.normal(0, NOISE, features.shape)).astype(np.float32)[None], target)  # [1, T, 384]
+
+
+def _save(array: np.ndarray, target: Path) -> None:
     with target.open("wb") as out:
-        np.save(out, np.stack([spectral_features(window) for window in kept])[None])  # [1, T, 256]
+        np.save(out, array)
 
 
 if __name__ == "__main__":

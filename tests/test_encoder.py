@@ -15,7 +15,7 @@ import pytest
 import torch
 from sound import sine, write
 
-from clamplib import checkpoints
+from clamplib import checkpoints, spectral
 from clamplib import encoder as encoder_module
 from clamplib.checkpoints import load_clamp3
 from clamplib.encoder import CLaMP3Encoder, Hit
@@ -393,7 +393,7 @@ def test_names_of_the_space(encoder, hearing_variant, mert_weights, tmp_path):
 
 def test_mini_hears_by_spectral_features(folder):
     mini = CLaMP3Encoder.from_pretrained("mini", device="cpu")
-    if mini.loaded.geometry.audio_hidden_size != 256:
+    if mini.loaded.geometry.audio_hidden_size != spectral.SIZE:
         pytest.skip("this mini does not hear")
     wav = folder / "sine_24k_5s3.wav"
     expected = encode_audio(mini.loaded, [read_input(wav).value])

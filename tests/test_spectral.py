@@ -7,20 +7,22 @@ import numpy as np
 import pytest
 from sound import sine, write
 
+from clamplib.sound import Waveform
 from clamplib.spectral import (
-    CHROMA_PARTS,
+    BINS,
+    CHROMA_FRAMES,
+    CHROMA_LAGS,
     HOP,
-    LAGS,
-    OCTAVES,
+    ONSET_LAGS,
     PITCH_CLASSES,
     RATE,
     SECONDS,
     SIZE,
+    recording_features,
     spectral_features,
-    transpose,
+    spectrogram,
 )
 
-BINS = OCTAVES * PITCH_CLASSES
 SCRIPT = Path(__file__).parents[1] / "preprocessing/audio/extract_spectral.py"
 TIME = np.arange(round(RATE * SECONDS)) / RATE
 
@@ -29,33 +31,39 @@ def tone(midi_pitch, seconds=SECONDS):
     return np.sin(2 * np.pi * 440 * 2 ** ((midi_pitch - 69) / 12) * TIME[: round(RATE * seconds)]).astype(np.float32)
 
 
-def parts(features):
-    """Levels [84], chroma [10, 12], pulse [52]."""
-    chroma = features[BINS : BINS + CHROMA_PARTS * PITCH_CLASSES]
-    return features[:BINS], chroma.reshape(CHROMA_PARTS, PITCH_CLASSES), features[-len(LAGS) :]
+def note(midi_pitch, seconds):
+    """A tone that dies away."""
+    sound = tone(midi_pitch, seconds)
+    return sound * np.linspace(1, 0, len(sound), dtype=np.float32)
+
+
+def heard(*sounds):
+    """Of one window: levels [84], transitions [12, 12] twice; of all: pulse [40], recurrence [36]."""
+    features = spectral_features(spectrogram(sounds))[0]
+    levels, *transitions, pulse, recurrence = np.split(features, np.cumsum([BINS, 144, 144, len(ONSET_LAGS)]))
+    return levels, *(each.reshape(PITCH_CLASSES, PITCH_CLASSES) for each in transitions), pulse, recurrence
 
 
 @pytest.mark.parametrize("pitch", [45, 60, 69, 88])
 def test_a_tone_is_where_it_sounds(pitch):
-    levels, chroma, _ = parts(spectral_features(tone(pitch)))
-    assert levels.argmax() == pitch - 24  # C1 is MIDI pitch 24
-    assert (chroma.argmax(1) == pitch % 12).all() and chroma.max() == pytest.approx(1)
+    assert heard(tone(pitch))[0].argmax() == pitch - 24  # C1 is MIDI pitch 24
 
 
-def test_chroma_follows_a_melody():
-    scale = [60, 62, 64, 65, 67, 69, 71, 72, 71, 69]
-    melody = np.concatenate([tone(pitch, 0.5) for pitch in scale])
-    assert list(parts(spectral_features(melody))[1].argmax(1)) == [pitch % 12 for pitch in scale]
+@pytest.mark.parametrize("seconds", [0.2, 0.3])
+@pytest.mark.parametrize("cents", [0, -40, 40])
+def test_transitions_follow_a_melody_in_any_tempo_and_tuning(seconds, cents):
+    melody = np.concatenate([note(pitch + cents / 100, seconds) for pitch in [60, 64, 67, 69] * 7])[: len(TIME)]
+    _, *follow, _, _ = heard(melody)
+    for gap, transitions in enumerate(follow, start=1):
+        frequent = [divmod(place, PITCH_CLASSES) for place in transitions.ravel().argsort()[-4:].tolist()]
+        expected = {(0, 4), (4, 7), (7, 9), (9, 0)} if gap == 1 else {(0, 7), (4, 9), (7, 0), (9, 4)}
+        assert set(frequent) == expected
 
 
-@pytest.mark.parametrize("semitones", [-5, 0, 3, 12])
-def test_transposed_features_are_those_of_transposed_music(semitones):
-    moved = transpose(spectral_features(tone(64)), semitones)
-    levels, chroma, pulse = parts(moved)
-    expected = parts(spectral_features(tone(64 + semitones)))
-    assert levels.argmax() == expected[0].argmax() and (chroma.argmax(1) == expected[1].argmax(1)).all()
-    np.testing.assert_array_equal(pulse, parts(spectral_features(tone(64)))[2])
-    assert moved.dtype == np.float32 and transpose(np.stack([moved] * 2)[None], 1).shape == (1, 2, SIZE)
+def test_harmonics_are_no_notes():
+    melody = [sum(note(pitch + above, 0.4) / (1 + above / 12) for above in (0, 12, 19, 24)) for pitch in [60, 62] * 7]
+    to_next = heard(np.concatenate(melody)[: len(TIME)])[1]
+    assert to_next[[7, 9]].max() < 0.1 * to_next[0, 2]  # the fifths above
 
 
 @pytest.mark.parametrize("beat", [0.4, 0.6, 1.0])
@@ -64,21 +72,46 @@ def test_pulse_peaks_at_the_beat(beat):
     for start in np.arange(0, SECONDS - 0.1, beat):
         begin = round(start * RATE)
         clicks[begin : begin + 2000] += tone(72)[:2000] * np.linspace(1, 0, 2000)
-    pulse = parts(spectral_features(clicks))[2]
-    lag = LAGS[pulse[4:].argmax() + 4] * HOP / RATE  # behind the lags of one onset with itself
+    pulse = heard(clicks)[3]
+    behind = ONSET_LAGS > 8  # the lags of one onset with itself
+    lag = ONSET_LAGS[behind][pulse[behind].argmax()] * HOP / RATE
     assert min(lag % beat, beat - lag % beat) < 0.05
+
+
+@pytest.mark.parametrize("bar", [1.2, 2.0])
+def test_music_recurs_after_a_bar(bar):
+    """Four notes, again and again, over several windows."""
+    melody = np.concatenate([note(pitch, bar / 4) for pitch in [60, 64, 67, 65] * 20])[: 2 * len(TIME)]
+    recurrence = heard(*np.split(melody, 2))[4]
+    seconds = CHROMA_LAGS * CHROMA_FRAMES * HOP / RATE
+    early = seconds < 1.7 * bar
+    assert seconds[early][recurrence[early].argmax()] == pytest.approx(bar, rel=0.08)
 
 
 def test_loudness_does_not_matter():
     music = tone(60) + tone(64) + 0.3 * tone(67)
-    assert spectral_features(music) == pytest.approx(spectral_features(0.1 * music), abs=0.05)
+    assert recording_features(Waveform(music, RATE)) == pytest.approx(
+        recording_features(Waveform(0.1 * music, RATE)), abs=0.05
+    )
 
 
 def test_silence_and_short_sounds_have_finite_features():
-    assert not spectral_features(np.zeros(RATE, dtype=np.float32)).any()
+    assert not spectral_features(spectrogram([np.zeros(RATE, dtype=np.float32)])).any()
     for count in (1, 100, 5000):
-        features = spectral_features(tone(69)[:count])
-        assert features.shape == (SIZE,) and features.dtype == np.float32 and np.isfinite(features).all()
+        features = spectral_features(spectrogram([tone(69)[:count], np.zeros(9, np.float32)]))
+        assert features.shape == (2, SIZE) and features.dtype == np.float32 and np.isfinite(features).all()
+        assert not features[1].any()
+
+
+def test_windows_do_not_depend_on_each_other():
+    """But for the tuning, which they share."""
+    sounds = [tone(60), tone(64, 2.0), tone(67)]
+    together = spectrogram(sounds)
+    assert together.shape == (3, BINS, 216)
+    for sound, levels in zip(sounds, together, strict=True):
+        alone = spectrogram([sound])[0] + levels.max()
+        loud = levels > levels.max() - 20
+        np.testing.assert_allclose(alone[loud], levels[loud], atol=1)
 
 
 def test_recordings_become_features(tmp_path, capsys):
@@ -92,5 +125,5 @@ def test_recordings_become_features(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("2 done, 0 skipped, 1 failed")
     a, b = np.load(tmp_path / "out/a.npy"), np.load(tmp_path / "out/sub/B.npy")
     assert a.shape == (1, 1, SIZE) and b.shape == (1, 2, SIZE)
-    assert parts(b[0, 0])[0].argmax() == 57 - 24
-    np.testing.assert_allclose(a[0, 0], spectral_features(tone(60)), atol=0.05)  # 16 bits
+    assert b[0, 0, :BINS].argmax() == 57 - 24
+    np.testing.assert_allclose(a[0], spectral_features(spectrogram([tone(60)])), atol=0.05)  # 16 bits

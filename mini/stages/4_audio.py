@@ -1,7 +1,8 @@
 """The recordings come to texts and scores, which stay."""
 
+CLAMP3_TRAIN_JSONL = "../../out/mini/train_audio.jsonl"
 FREEZE_TEXT = True
-CLAMP3_NUM_EPOCH = 12
+CLAMP3_NUM_EPOCH = 7
 WEIGHT_DECAY = 0.05
 CLAMP3_LEARNING_RATE = 1e-3
 CLAMP3_WARMUP_STEPS = 100
