@@ -25,7 +25,7 @@ def batch_parser(doc: str, input_dir: str, ending: str) -> argparse.ArgumentPars
     )
     parser.add_argument("input_dir", nargs="?", default=input_dir, help="a folder with its sub-folders, or a file")
     parser.add_argument("output_dir", nargs="?", help=f"default: the name of the input with {ending} behind")
-    parser.add_argument("--workers", type=int, help="processes at once, here or on Ray (Dask: all it has); default: one a core")
+    parser.add_argument("--workers", type=int, help="processes, here or on Ray (Dask: all it has); default: one a core")
     parser.add_argument("--backend", choices=("ray", "dask"), help="a cluster; default: processes of its own")
     parser.set_defaults(ending=ending)
     return parser
