@@ -248,6 +248,19 @@ def test_files_after_training(run, make_config, tiny_tokenizer):
     load_m3(out / "m3.pth", weights_folder=out, geometry=geometry)
 
 
+def test_exported_weights_are_those_that_were_trained(run, make_config, capsys):
+    config = make_config(M3_NUM_EPOCH=1, CLAMP3_NUM_EPOCH=1)
+    export, folder = __import__("export_clamp3").main, config.parent / "variant"
+    assert export([str(folder), "--config", str(config)]) == 1
+    assert "clamp3.pth" in capsys.readouterr().err
+    assert run(M3, config) == 0 and run(SYMBOLIC, config) == 0
+    assert export([str(folder), "--config", str(config)]) == 0
+    for name, load in (("clamp3", load_clamp3), ("m3", load_m3)):
+        trained = weights(config, name)["model"]
+        for part, value in load(folder, weights_folder=folder).model.state_dict().items():
+            torch.testing.assert_close(value, trained[part].half().float(), msg=part)
+
+
 def test_symbolic_encoder_starts_from_m3(run, make_config):
     config = make_config(M3_NUM_EPOCH=1, CLAMP3_LOAD_M3=True, CLAMP3_LEARNING_RATE=0.0)
     assert run(M3, config) == 0 and run(SYMBOLIC, config) == 0
