@@ -108,6 +108,14 @@ def test_one_command_one_page(music, monkeypatch, capsys):
             server.kill()
 
 
+def test_a_table_of_right_answers(music, monkeypatch, capsys):
+    monkeypatch.chdir(music)
+    Path("right.csv").write_text(re.search(r"(?s)```\n(query,reference,relevance\n.*?)```", README)[1])
+    command = re.search(r"`(clamp3 eval [^`]* --relevance [^`]*)`", README)[1]
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert "ap@" in capsys.readouterr().out.lower()
+
+
 def test_in_python(music, monkeypatch):
     monkeypatch.chdir(music)
     names = {}
