@@ -16,7 +16,7 @@ from clamplib.inputs import MODALITIES, SUFFIXES, Input, Waveform, is_image, is_
 from clamplib.mtf import midi_to_mtf
 from clamplib.notation import interleave, xml_to_abc
 from clamplib.scores import tunes
-from clamplib.spectral import recording_features
+from clamplib.spectral import SIZE, recording_features
 
 TUNE = "X:1\nT:Ä tune\nM:4/4\nL:1/8\nK:C\nCDEF GABc|c8|]\n"
 TWO_VOICES = "X:1\nL:1/8\nM:4/4\nK:C\nV:1\nV:2\n[V:1] CDEF GABc|c8|]\n[V:2] C,8|C,8|]\n"
@@ -137,7 +137,7 @@ def test_recordings_in_every_way(tmp_path, rate, channels):
     sound = sine(6, rate, *(440, 660)[:channels])
     path = write(tmp_path / "a.wav", sound, rate, "pcm_f32le")
     expected = recording_features(path)
-    assert expected.shape == (1, 2, 256)
+    assert expected.shape == (1, 2, SIZE)
     for item, modality in (
         (path, None),
         (path.read_bytes(), "audio"),
