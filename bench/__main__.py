@@ -20,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"| {'task':44} | naive | here | ratio | |\n| {'-' * 44} | --- | --- | --- | --- |")
     for subject in subjects:
         for row in importlib.import_module(f"bench.{subject}").rows():
-            times = f"{row['naive_s']:.2f} s | {row['ours_s']:.2f} s | {row['ratio']:.1f} x"
+            ratio = row["naive_s"] / row["ours_s"]
+            times = f"{row['naive_s']:.2f} s | {row['ours_s']:.2f} s | {ratio:.1f} x"
             print(f"| {row['name']:44} | {times} | {row['note']} |", flush=True)
     return 0
 

@@ -3,13 +3,13 @@ random vectors against the same numbers in memory, multiplied and sorted by nump
 """
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import music21
 import numpy as np
+from bench.timing import seconds
 
 from clamplib.cache import VectorCache
 from clamplib.encoder import CLaMP3Encoder
@@ -27,7 +27,7 @@ REPEATS = 5  # of what takes little time; the shortest counts
 
 
 def rows() -> list[dict]:
-    """Rows: name, naive_s, ours_s, ratio, note."""
+    """Rows: name, naive_s, ours_s, note."""
     with tempfile.TemporaryDirectory() as folder:
         return [*_embedding(Path(folder, "files")), *_searching(Path(folder, "index"))]
 
@@ -42,11 +42,11 @@ def _embedding(folder: Path) -> list[dict]:
     encoder, files = CLaMP3Encoder.from_pretrained("mini"), find_sources(folder)
     cache = VectorCache(folder / "vectors.sqlite")
     encoder.encode(files[:1])
-    alone = _seconds(lambda: [encoder.encode([file]) for file in files[:SAMPLE]]) * len(files) / SAMPLE
-    together = _seconds(lambda: encoder.encode(files))
-    cold = _seconds(lambda: embed_library(encoder, files, progress=False))
+    alone = seconds(lambda: [encoder.encode([file]) for file in files[:SAMPLE]]) * len(files) / SAMPLE
+    together = seconds(lambda: encoder.encode(files))
+    cold = seconds(lambda: embed_library(encoder, files, progress=False))
     embed_library(encoder, files, cache=cache, progress=False)
-    warm = _seconds(lambda: embed_library(encoder, files, cache=cache, progress=False))
+    warm = seconds(lambda: embed_library(encoder, files, cache=cache, progress=False))
     return [
         _row(f"encode {len(files)} scores, mini", alone, together, f"naive: a call each, {SAMPLE} timed and scaled"),
         _row(f"embed {len(files)} scores again, mini", cold, warm, "naive: no cache; here: files hashed, vectors read"),
@@ -73,15 +73,9 @@ def _searching(folder: Path) -> list[dict]:
     return results
 
 
-def _seconds(task: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    task()
-    return time.perf_counter() - start
-
-
 def _least(task: Callable[[], Any]) -> float:
-    return min(_seconds(task) for _ in range(REPEATS))
+    return min(seconds(task) for _ in range(REPEATS))
 
 
 def _row(name: str, naive: float, ours: float, note: str) -> dict:
-    return {"name": name, "naive_s": naive, "ours_s": ours, "ratio": naive / ours, "note": note}
+    return {"name": name, "naive_s": naive, "ours_s": ours, "note": note}

@@ -37,7 +37,7 @@ SHARD_SIZE = 10**8
 
 
 def rows() -> list[dict]:
-    """Four rows: name, naive_s, ours_s, ratio, note."""
+    """Four rows: name, naive_s, ours_s, note."""
     mini = Geometry.from_dict(json.loads((MINI / "config.json").read_text("utf-8")))
     geometry = Geometry(text_config=XLM_R) if GPU else mini
     model = CLaMP3Model.from_geometry(geometry)
@@ -81,7 +81,6 @@ def _row(model: CLaMP3Model, geometry: Geometry, modality: str, name: str, sourc
         "name": f"{STEPS} training steps, {modality}, from {name}",
         "naive_s": naive,
         "ours_s": ours,
-        "ratio": naive / ours,
         "note": f"{waits}; batch {BATCH}; a core prepares {rate:,.0f} items a second",
     }
 

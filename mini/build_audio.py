@@ -23,8 +23,10 @@ from scipy.ndimage import zoom
 from tqdm import tqdm
 
 from build import audio_name, facts_of, held_out_clips, read_jsonl, text_fields, write_jsonl
-from clamplib.files import InputError, Report, run_batch
+from clamplib.audio import windows
+from clamplib.files import Report, run_batch
 from clamplib.mtf import mtf_to_midi
+from clamplib.sound import Waveform
 from clamplib.spectral import BINS, MINIMUM, OCTAVES, PITCH_CLASSES, RATE, SECONDS, spectral_features, spectrogram
 from render import MERLIN, TIMGM6MB, render
 from texts import Facts
@@ -203,21 +205,18 @@ def _variant(name: str) -> str:
 
 def _play(source: Path, target: Path, font: tuple[str, str]) -> None:
     sound = render(mtf_to_midi(source.read_text("utf-8")), font, random.Random(f"{source.parent.name}/{source.name}"))
-    length = round(RATE * SECONDS)
-    windows = [sound[start : start + length] for start in range(0, len(sound), length)]
-    kept = [window for window in windows if len(window) >= RATE * MINIMUM] or windows[:1]
-    if not kept:
-        raise InputError("expected a note in the first half minute, found none")
-    _save(spectrogram(kept).astype(np.float16), target)
+    _save(spectrogram(list(windows(Waveform(sound, RATE), RATE, SECONDS, minimum=MINIMUM))).astype(np.float16), target)
 
 
 def _hear(hearing: Hearing, target: Path) -> None:
     levels = transposed(np.load(hearing).astype(np.float32), hearing.semitones)
-    if "~" not in hearing.name:
-        return _save(spectral_features(levels)[None], target)
-    rng = np.random.default_rng(list(hearing.name.encode()))
-    features = spectral_features(varied(levels, rng))
-    return _save((features + rng.normal(0, NOISE, features.shape)).astype(np.float32)[None], target)  # [1, T, 384]
+    if "~" in hearing.name:
+        rng = np.random.default_rng(list(hearing.name.encode()))
+        features = spectral_features(varied(levels, rng))
+        features = (features + rng.normal(0, NOISE, features.shape)).astype(np.float32)
+    else:
+        features = spectral_features(levels)
+    _save(features[None], target)  # [1, T, 448]
 
 
 def _save(array: np.ndarray, target: Path) -> None:
