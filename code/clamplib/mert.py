@@ -79,14 +79,17 @@ class Mert:
 
         `mean` averages the states too: [B, 1, H].
         """
-        inputs = torch.from_numpy(waves).to(self.model.device)
-        whole = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # cuDNN would round what it convolves
-        with torch.inference_mode(), whole:
-            states = self.model(inputs, output_hidden_states=True).hidden_states  # (layers + 1) x [B, frames, H]
-            averages = torch.stack([state.mean(1) for state in states], 1)
+        with torch.inference_mode():
+            averages = torch.stack([state.mean(1) for state in self.hidden_states(torch.from_numpy(waves))], 1)
             if mean:
                 averages = averages.mean(1, keepdim=True)
         return averages.float().cpu().numpy()
+
+    def hidden_states(self, waves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Windows of equal length [B, n] -> the layers + 1 hidden states [B, frames, H], on the model's device."""
+        inputs = waves.to(self.model.device, self.model.dtype)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # cuDNN would round what it convolves
+            return self.model(inputs, output_hidden_states=True).hidden_states
 
     @property
     def batch_size(self) -> int:
@@ -116,8 +119,8 @@ def load_mert(model_path: str | Path = MERT_REPO) -> Mert:
     return Mert(model.float().eval(), config.get("sample_rate", RATE), space)
 
 
-def _read(recording: Recording, rate: int, shortest: int) -> Iterator[np.ndarray]:
-    for window in windows(recording, rate, SECONDS, normalise=True):
+def _read(recording: Recording, rate: int, shortest: int, normalise: bool = True) -> Iterator[np.ndarray]:
+    for window in windows(recording, rate, SECONDS, normalise=normalise):
         if len(window) < shortest:
             message = f"expected {shortest / rate * 1000:.0f} ms of sound or more, got {len(window) / rate * 1000:.0f}"
             raise InputError(f"{recording_name(recording)}: {message}")

@@ -8,32 +8,55 @@ Takes wav, mp3, flac, ogg, m4a, aac and more, of any sample rate. Each file give
 import argparse
 import sys
 from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from clamplib import distributed
 from clamplib.batch import positive
 from clamplib.extraction import input_files
+from clamplib.files import InputError
 from clamplib.mert import MERT_REPO, load_mert
-from clamplib.recordings import extract_recordings
-from clamplib.sound import SUFFIXES
+from clamplib.recordings import encode_recordings, extract_recordings
+from clamplib.sound import SUFFIXES, Recording
 
-EXAMPLE = "example: accelerate launch extract_mert.py recordings features/mert --mean_features"
+if TYPE_CHECKING:  # this file also works where its folder is not on the path
+    from hf_pretrains import HuBERTFeature
+
+EXAMPLES = """examples:
+  accelerate launch extract_mert.py recordings features/mert --mean_features
+  python extract_mert.py --input_path recordings --output_path features/mert --mean_features"""
+PATHS = {
+    "input_path": "a recording, or a folder of them with its sub-folders; also as --input_path",
+    "output_path": "folder for the .npy files; what is up to date there is skipped; also as --output_path",
+}
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(argv: list[str]) -> argparse.ArgumentParser:
+    """Returns the parser for this command line, in which each path stands in its place or after its flag."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input_path", help="folder of recordings; its sub-folders are kept")
-    parser.add_argument("output_path", help="folder for the .npy files; what is up to date there is skipped")
+    flags = [word.partition("=")[0] for word in argv]
+    for path, text in PATHS.items():  # not optional in both forms: that loses a path which follows an option
+        if f"--{path}" in flags:
+            parser.add_argument(f"--{path}", required=True, help=text)
+        else:
+            parser.add_argument(path, help=text)
     parser.add_argument("--model_path", default=MERT_REPO, help="a folder, or a name on the hub; default: %(default)s")
     parser.add_argument("--mean_features", action="store_true", help="the mean of the hidden states")
     parser.add_argument("--batch_size", type=positive, help="windows of five seconds in a batch; default: by device")
     parser.add_argument("--num_workers", type=int, help="processes that decode ahead; default: by files and cores")
+    for path in PATHS:
+        if flags.count(f"--{path}") > 1:
+            parser.error(f"argument --{path}: expected once, got {flags.count(f'--{path}')} times")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser(argv).parse_args(argv)
     try:
         sources = input_files(args.input_path, args.output_path, SUFFIXES)
         device = distributed.start()
@@ -57,6 +80,31 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     finally:
         distributed.stop()
+
+
+def mert_infr_features(
+    feature_extractor: "HuBERTFeature", audio_file: Recording, device: torch.device | str | None = None
+) -> np.ndarray:
+    """Computes the features that this script writes for one recording without --mean_features.
+
+    Args:
+        feature_extractor: the model, from hf_pretrains.
+        audio_file: a path, or anything else that a recording may be.
+        device: where the model moves to; by default it stays where it is.
+
+    Returns:
+        The time averages of the hidden states, float32 [layers + 1, windows, H].
+
+    Raises:
+        InputError: the recording cannot be read, or it is too short.
+    """
+    feature_extractor.to(device)
+    mert = feature_extractor.mert
+    read = partial(mert.read, normalise=feature_extractor.processor_normalize)
+    [(_, features, error)] = encode_recordings([audio_file], read, mert.encode, batch_size=mert.batch_size, workers=0)
+    if error:
+        raise InputError(error)
+    return features
 
 
 if __name__ == "__main__":

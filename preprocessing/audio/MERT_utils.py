@@ -1,0 +1,64 @@
+"""Recordings as tensors, under the name by which other programs import the function."""
+
+import numpy as np
+import torch
+from torch.nn.functional import pad as pad_with
+
+from clamplib.audio import samples
+from clamplib.sound import Recording
+
+
+def load_audio(
+    file_path: Recording,
+    target_sr: int,
+    is_mono: bool = True,
+    is_normalize: bool = False,
+    crop_to_length_in_sec: float | None = None,
+    crop_to_length_in_sample_points: int | None = None,
+    crop_randomly: bool = False,
+    pad: bool = False,
+    return_start: bool = False,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor | tuple[torch.Tensor, int]:
+    """Reads a recording at a sample rate.
+
+    Args:
+        file_path: a path, or anything else that a recording may be.
+        target_sr: the sample rate in Hz.
+        is_mono: averages the channels, which is the only way that recordings are read here.
+        is_normalize: divides the whole recording by its largest absolute value; silence stays silence.
+        crop_to_length_in_sec: the longest that the result may be, in seconds.
+        crop_to_length_in_sample_points: the same in samples.
+        crop_randomly: crops at a place that torch's random numbers choose, instead of at the start.
+        pad: fills a recording that is shorter than the length to crop to with zeros at its end.
+        return_start: returns the first sample of the crop too.
+        device: where the result lies.
+
+    Returns:
+        float32 [1, n]; with `return_start`, a pair of it and the sample of the recording at which it starts.
+
+    Raises:
+        InputError: the file is not a recording, or it has no samples or damaged ones.
+        ValueError: several channels are asked for, or both lengths, or a length under one sample.
+    """
+    if not is_mono:
+        raise ValueError("expected is_mono=True: recordings are read as mono only")
+    length, start = crop_to_length_in_sample_points, 0
+    if crop_to_length_in_sec is not None:
+        if length is not None:
+            raise ValueError("expected one length to crop to, got one in seconds and one in samples")
+        length = round(crop_to_length_in_sec * target_sr)
+    if length is not None and length < 1:
+        raise ValueError(f"expected a length of 1 sample or more, got {length}")
+
+    wave = torch.from_numpy(np.concatenate(list(samples(file_path, target_sr))))[None]
+    if is_normalize:
+        wave /= wave.abs().max().clamp_min(torch.finfo(wave.dtype).tiny)
+    if length is not None:
+        if crop_randomly:
+            start = int(torch.randint(max(0, wave.shape[1] - length) + 1, ()))
+        wave = wave[:, start : start + length]
+        if pad:
+            wave = pad_with(wave, (0, length - wave.shape[1]))
+    wave = wave.to(device)
+    return (wave, start) if return_start else wave

@@ -1,0 +1,85 @@
+"""MERT as a module of torch, under the name by which other programs import it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from clamplib.audio import VARIANCE_FLOOR
+from clamplib.files import InputError, show
+from clamplib.mert import load_mert
+
+REDUCTIONS = {
+    "mean": lambda states: states.mean(-2),
+    "max": lambda states: states.amax(-2),
+    "none": lambda states: states,
+}
+
+
+class HuBERTFeature(nn.Module):
+    """Turns normalized sound into the hidden states of MERT.
+
+    The weights are frozen: no gradient is kept for them unless `requires_grad_()` asks for it.
+
+    Args:
+        model_path: a folder of weights, or a name on the hub.
+        sample_rate: the rate in Hz of the sound that the caller has; it must be the model's own.
+        force_half: turns the weights into float16. The model then computes in float16 on every device, which takes
+            half the memory and is less exact. Inputs may stay float32, and outputs are float32.
+        processor_normalize: whether `process_wav` and `mert_infr_features` normalize the sound, which MERT expects.
+
+    Raises:
+        FileNotFoundError: the weights are not there and cannot be fetched.
+        InputError: the weights do not fit, or the model expects another sample rate.
+    """
+
+    def __init__(
+        self, model_path: str | Path, sample_rate: int, force_half: bool = False, processor_normalize: bool = True
+    ):
+        super().__init__()
+        self.mert = load_mert(model_path)
+        if sample_rate != self.mert.rate:
+            raise InputError(f"{show(model_path)}: expected a sample rate of {self.mert.rate} Hz, got {sample_rate}")
+        self.model = self.mert.model.requires_grad_(False)  # the one that mert encodes with
+        if force_half:
+            self.model.half()
+        self.sample_rate, self.processor_normalize = sample_rate, processor_normalize
+
+    def process_wav(self, waveform: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Prepares a whole recording for `forward`.
+
+        Args:
+            waveform: mono sound [n] or [1, n] at the model's sample rate.
+
+        Returns:
+            float32 [1, n], with zero mean and unit variance if `processor_normalize` is set.
+
+        Raises:
+            InputError: the sound is empty or has several channels.
+        """
+        wave = torch.atleast_2d(torch.as_tensor(waveform, dtype=torch.float32))
+        if wave.ndim != 2 or len(wave) != 1 or not wave.numel():
+            raise InputError(f"expected mono sound [n] or [1, n], got {list(wave.shape)}")
+        if self.processor_normalize:
+            wave = (wave - wave.mean()) / (wave.var(correction=0) + VARIANCE_FLOOR).sqrt()
+        return wave
+
+    def forward(self, input_values: torch.Tensor, layer: int | None = None, reduction: str = "mean") -> torch.Tensor:
+        """Computes hidden states; layer 0 is the input of the first transformer layer.
+
+        Args:
+            input_values: windows of equal length [B, n], from `process_wav`.
+            layer: the one hidden state to return; by default all of them.
+            reduction: what becomes of the frames T: "mean" averages them, "max" takes their maximum, "none" keeps them.
+
+        Returns:
+            float32 [layers + 1, B, H], or [layers + 1, B, T, H] without reduction; with `layer`, [B, H] or [B, T, H].
+
+        Raises:
+            ValueError: there is no such reduction.
+        """
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"expected a reduction of {', '.join(REDUCTIONS)}, got {reduction}")
+        states = self.mert.hidden_states(input_values)
+        return REDUCTIONS[reduction](torch.stack(states) if layer is None else states[layer]).float()
