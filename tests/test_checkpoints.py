@@ -133,7 +133,8 @@ def test_names_that_the_model_lacks_are_listed(tiny_m3):
 
 def test_variant_round_trip(tmp_path, tiny_clamp3, tiny_m3, tiny_tokenizer, tiny_geometry):
     save_variant(tmp_path / "v", tiny_clamp3, tiny_tokenizer, tiny_geometry, tiny_m3, dtype=torch.float32)
-    files = {"config.json", "model.safetensors", "m3.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    files = {"config.json", "model.safetensors", "m3.safetensors", "modules.json", "tokenizer.json"}
+    files |= {"tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "v").iterdir()} == files
     loaded = load_clamp3(tmp_path / "v", weights_folder=tmp_path)
     assert_equal_states(loaded.model.state_dict(), tiny_clamp3.state_dict())

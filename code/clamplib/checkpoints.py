@@ -7,11 +7,13 @@ Three kinds of variant: "saas" and "c2", the published ones; "mini", which lies 
     model.safetensors   CLaMP 3, in half precision or not; it is loaded as float32
     m3.safetensors      M3, if there is one
     tokenizer.json, tokenizer_config.json
+    modules.json        what sentence-transformers makes of the folder
 """
 
 import json
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -38,6 +40,11 @@ PUBLISHED_SIZES = {  # bytes, by name; None where it is not known
     Geometry().m3_weights_name(): None,
 }
 CONFIG, CLAMP3_WEIGHTS, M3_WEIGHTS = "config.json", "model.safetensors", "m3.safetensors"
+MODULES = "modules.json"
+MODULE_TYPES = {  # for sentence-transformers, by their folders; saved variants carry the names, which never change
+    "": "clamplib.sentence_transformer.CLaMP3Module",
+    "1_Normalize": "sentence_transformers.base.modules.normalize.Normalize",
+}
 PATCH_POSITIONS = "base.embeddings.position_embeddings.weight"  # of the encoder over patches
 HUB_NAME, SHA256 = re.compile(r"[\w.-]+/[\w.-]+"), re.compile("[0-9a-f]{64}")
 HASHED_AT_ONCE = 100_000_000  # bytes; the hash of a larger file is kept beside it
@@ -98,9 +105,10 @@ def load_clamp3(
 ) -> Loaded:
     """CLaMP 3 with its tokenizer: see the head of this module for `variant`; a .pth file will do too.
 
-    Weights of a variant that is no folder lie in `weights_folder` under the name that the geometry gives
-    them, `epoch` picking `..._N.pth`; published ones are fetched when they are not there, `revision` naming a
-    branch, tag or commit of the hub. Raises FileNotFoundError or InputError with what to do next.
+    Weights of a variant that is no folder lie in `weights_folder` under the name that the geometry gives them, `epoch`
+    picking `..._N.pth`, or under the short name `weights_clamp3_VARIANT.pth` of the model card. Published ones are
+    fetched when they are not there, `revision` naming a branch, tag or commit of the hub. Raises FileNotFoundError or
+    InputError with what to do next.
     """
     folder = variant_folder(variant) or _fetch_folder(str(variant), revision)
     if folder:
@@ -108,9 +116,8 @@ def load_clamp3(
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     else:
         geometry = geometry or Geometry()
-        path = _find_weights(
-            variant, geometry.clamp3_weights_name(str(variant)), weights_folder, epoch, CLAMP3_REPO, revision
-        )
+        names = (geometry.clamp3_weights_name(str(variant)), f"weights_clamp3_{variant}.pth")
+        path = _find_weights(variant, names, weights_folder, epoch, CLAMP3_REPO, revision)
         tokenizer = load_tokenizer(geometry)
     with _NoInit():
         model = CLaMP3Model.from_geometry(geometry)
@@ -133,7 +140,7 @@ def load_m3(
     else:
         geometry = geometry or Geometry()
         name = geometry.m3_weights_name(learning_rate, batch_size, mask_ratio)
-        path = _find_weights(variant, name, weights_folder, None, M3_REPO)
+        path = _find_weights(variant, (name,), weights_folder, None, M3_REPO)
     with _NoInit():
         model = M3Model.from_geometry(geometry)
     return _loaded(model, path, variant, None, geometry)
@@ -154,6 +161,9 @@ def save_variant(
     with atomic_path(folder / CONFIG) as temporary:
         config = replace(geometry, text_config=text_config).to_dict()
         temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    modules = [{"idx": n, "name": str(n), "path": p, "type": t} for n, (p, t) in enumerate(MODULE_TYPES.items())]
+    with atomic_path(folder / MODULES) as temporary:
+        temporary.write_text(json.dumps(modules, indent=1) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
     for name, part in ((CLAMP3_WEIGHTS, model), (M3_WEIGHTS, m3)):
         if part is not None:
@@ -241,19 +251,22 @@ def _folder_weights(folder: Path, name: str, epoch: int | None = None) -> tuple[
 
 def _find_weights(
     variant: str | Path,
-    name: str,
+    names: Sequence[str],
     weights_folder: str | Path,
     epoch: int | None,
     repo: str,
     revision: str | None = None,
 ) -> Path:
+    """The file under the first of the names that is there, else the published one of the first name."""
     if Path(variant).suffix == ".pth":
         return Path(variant)
+    name = names[0]
     path = Path(weights_folder) / name
     if epoch is not None:
-        path = path.with_stem(f"{path.stem}_{epoch}")
-    if path.is_file():
-        return path
+        path, names = path.with_stem(f"{path.stem}_{epoch}"), ()
+    for found in (path, *(path.with_name(other) for other in names)):
+        if found.is_file():
+            return found
     if path.name not in PUBLISHED_SIZES:
         raise FileNotFoundError(f"{show(path)}: no such weights. Train them, put them there, {USE_MINI}.")
     return _fetch(repo, name, path.parent, revision)
