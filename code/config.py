@@ -63,7 +63,7 @@ CLAMP3_LOAD_CKPT = True  # go on from the last checkpoint where there is one
 FREEZE_TEXT = False  # keep the text encoder as it is
 
 # -------------------------------------------------------------------- CLaMP 3: which variant
-CLAMP3_VARIANT = "saas"  # the published weights to use, or the name of the ones that you train
+CLAMP3_WEIGHTS = "weights_clamp3_saas"  # the published weights to use, or the name of the ones that you train
 
 # -------------------------------------------------------------------- CLaMP 3: random changes to items
 TEXT_DROPOUT = True  # random lines of all text fields; False: `analysis`, as in evaluation
@@ -83,6 +83,7 @@ M3_NAME = (
 )
 M3_WEIGHTS_PATH = f"weights_{M3_NAME}.pth"
 M3_LOGS_PATH = f"logs_{M3_NAME}.txt"
+CLAMP3_VARIANT = CLAMP3_WEIGHTS.removeprefix("weights_clamp3_")
 CLAMP3_NAME = (
     f"clamp3_{CLAMP3_VARIANT}_h_size_{CLAMP3_HIDDEN_SIZE}_t_model_{TEXT_MODEL_NAME.replace('/', '_')}"
     f"_t_length_{MAX_TEXT_LENGTH}_a_size_{AUDIO_HIDDEN_SIZE}_a_layers_{AUDIO_NUM_LAYERS}"

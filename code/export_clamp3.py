@@ -12,7 +12,8 @@ import torch
 
 from clamplib.checkpoints import load_clamp3, load_m3, save_variant
 from clamplib.files import InputError
-from utils import load_settings, load_tokenizer, make_geometry
+from clamplib.settings import load_tokenizer, make_geometry
+from utils import load_settings
 
 EXAMPLE = "example: python code/export_clamp3.py code/clamplib/mini --config mini/config.py"
 DTYPES = {"float16": torch.float16, "float32": torch.float32}

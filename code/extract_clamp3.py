@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from clamplib import distributed
-from clamplib.batch import positive
-from clamplib.checkpoints import Loaded, load_clamp3
+from clamplib.batch import add_variant, positive
+from clamplib.checkpoints import Loaded
 from clamplib.encoding import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from clamplib.extraction import extract_files, input_files
 from clamplib.sequences import MODALITIES
-from utils import load_settings, make_geometry
+from clamplib.settings import load_clamp3
+from utils import CONFIG
 
 EXAMPLE = "example: accelerate launch extract_clamp3.py scores features/scores --get_global"
 
@@ -27,7 +28,7 @@ def build_parser(description: str, example: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("input_dir", help="folder of input files; its sub-folders are kept")
     parser.add_argument("output_dir", help="folder for the .npy files; what is up to date there is skipped")
-    parser.add_argument("--variant", help="saas, c2, mini or a folder of weights; default: what config.py says")
+    add_variant(parser)
     parser.add_argument("--config", type=Path, help="a file of assignments that replace those of config.py")
     parser.add_argument(
         "--batch_size",
@@ -72,17 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def load() -> Loaded:
-        settings = load_settings(args.config)
-        own = Path(settings.CLAMP3_WEIGHTS_PATH)
-        if args.epoch is not None:
-            own = own.with_stem(f"{own.stem}_{args.epoch}")
-        trained = args.variant is None and own.is_file()
-        return load_clamp3(
-            own if trained else args.variant or settings.CLAMP3_VARIANT,
-            weights_folder=own.parent,
-            epoch=None if trained else args.epoch,
-            geometry=make_geometry(settings),
-        )
+        return load_clamp3(args.variant, args.config, config=CONFIG, epoch=args.epoch)
 
     return run(args, MODALITIES, load, args.get_global)
 

@@ -21,9 +21,10 @@ from clamplib.models import CLaMP3Model, M3Model
 from clamplib.objectives import clamp3_objective, m3_objective
 from clamplib.patchilizer import M3Patchilizer
 from clamplib.pieces import m3_files, read_pieces, split_items
+from clamplib.settings import load_m3_encoder, load_tokenizer, make_geometry
 from clamplib.training import train
 from clamplib.training_state import Recipe
-from utils import load_m3_encoder, load_settings, load_tokenizer, make_geometry
+from utils import load_settings
 
 NAMED_PROBLEMS = 10
 FROZEN = {  # the parts that training on a modality leaves alone

@@ -1,101 +1,44 @@
-"""What the scripts share: config.py read as settings, and models, tokenizer and data made from them.
+"""What other projects import from a folder of CLaMP 3's code, over the library.
 
-Its classes are the library's with the settings as defaults, for projects that hold this repository as a
-folder: `from clamp3.code.utils import CLaMP3Model, M3Patchilizer`.
+    from clamp3.code.utils import *          # or, with this folder on the path: from utils import *
+
+Everything of config.py is here too. Models, patchilizer and functions take config.py's values as their defaults.
 """
 
-import ast
+import random
+import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
-from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, BertConfig
 
-from clamplib import checkpoints, models, patchilizer
-from clamplib.geometry import Geometry
-from clamplib.models import M3Model, M3PatchEncoder, M3TokenDecoder
+from clamplib import models, patchilizer, settings
+from clamplib.augment import corrupt_patches, remove_instrument_info, select_patches
+from clamplib.loss import contrastive_loss
+from clamplib.models import M3Model, M3TokenDecoder
 
-__all__ = ["CLaMP3Model", "M3Model", "M3PatchEncoder", "M3Patchilizer", "M3TokenDecoder"]
+CONFIG = Path(__file__).resolve().with_name("config.py")  # of this clone, wherever the library is installed
+CONSTANTS = settings.read_assignments(CONFIG)
+SETTINGS = settings.load_settings(config=CONFIG)
+load_settings = partial(settings.load_settings, config=CONFIG)
 
-CONFIG = Path(__file__).resolve().with_name("config.py")
-PATHS = tuple(f"{model}_{kind}_PATH" for model in ("M3", "CLAMP3") for kind in ("WEIGHTS", "LOGS"))
-PATHS += ("M3_TRAIN_FOLDERS", "M3_EVAL_FOLDERS", "CLAMP3_TRAIN_JSONL", "CLAMP3_EVAL_JSONL")
-
-
-# ------------------------------------------------------------------------------------ settings
-
-
-def load_settings(*files: str | Path | None) -> SimpleNamespace:
-    """The settings of config.py, with those of other files of assignments in their place, the last file's first.
-
-    What config.py makes from a setting, such as the names of the weights, follows the new value. A relative
-    path is relative to the file that it is written in. ValueError for a name that config.py does not have.
-    """
-    own, source = {}, {}
-    for file in filter(None, files):
-        values = _assignments(file, {})
-        own |= values
-        source |= dict.fromkeys(values, file)
-    settings = _assignments(CONFIG, own)
-    for name in own:
-        if name not in settings:
-            raise ValueError(f"{source[name]}: config.py has no setting called {name}")
-    for name in (*PATHS, "TEXT_MODEL_NAME"):
-        folder = Path(source.get(name, CONFIG)).resolve().parent
-        settings[name] = _from_folder(folder, name, settings[name])
-    return SimpleNamespace(**settings)
-
-
-def _assignments(file: str | Path, instead: dict) -> dict:
-    """The upper-case names that a file assigns; where one is among `instead`, that value goes on with."""
-    tree = ast.parse(Path(file).read_text(encoding="utf-8"), str(file))
-    values = {"__file__": str(file)}
-    for statement in tree.body:
-        exec(compile(ast.Module([statement], []), str(file), "exec"), values)
-        values |= {name: value for name, value in instead.items() if name in values}
-    return {name: value for name, value in values.items() if name.isupper()}
-
-
-def _from_folder(folder: Path, name: str, value: str | list | None) -> str | list | None:
-    if isinstance(value, list | tuple):
-        return [_from_folder(folder, name, path) for path in value]
-    if value is None or (name == "TEXT_MODEL_NAME" and not (folder / value).is_dir()):  # a name on the hub
-        return value
-    return str(folder / value)
-
-
-def make_geometry(settings: SimpleNamespace) -> Geometry:
-    """The sizes of the models; a local text model's config is read from its folder."""
-    text_model = settings.TEXT_MODEL_NAME
-    local = Path(text_model).is_dir()
-    return Geometry(
-        patch_size=settings.PATCH_SIZE,
-        patch_length=settings.PATCH_LENGTH,
-        patch_num_layers=settings.PATCH_NUM_LAYERS,
-        token_num_layers=settings.TOKEN_NUM_LAYERS,
-        m3_hidden_size=settings.M3_HIDDEN_SIZE,
-        clamp3_hidden_size=settings.CLAMP3_HIDDEN_SIZE,
-        text_model_name=text_model,
-        max_text_length=settings.MAX_TEXT_LENGTH,
-        audio_hidden_size=settings.AUDIO_HIDDEN_SIZE,
-        audio_num_layers=settings.AUDIO_NUM_LAYERS,
-        max_audio_length=settings.MAX_AUDIO_LENGTH,
-        text_config=AutoConfig.from_pretrained(text_model).to_dict() if local else None,
-        logit_scale=settings.LOGIT_SCALE,
-        learned_temperature=settings.LEARNED_TEMPERATURE,
-        dropout=settings.DROPOUT,
-    )
-
-
-def load_tokenizer(settings: SimpleNamespace) -> PreTrainedTokenizerBase:
-    """The text model's tokenizer, from its folder, the hub or the hub's cache."""
-    if Path(settings.TEXT_MODEL_NAME).is_dir():
-        return PreTrainedTokenizerFast.from_pretrained(settings.TEXT_MODEL_NAME)
-    return checkpoints.load_tokenizer(make_geometry(settings))
-
-
-# ------------------------------------------------------------------------------------ classes with settings
-
-SETTINGS = load_settings()
+__all__ = [
+    "CLaMP3Model",
+    "ClipLoss",
+    "M3Model",
+    "M3PatchEncoder",
+    "M3Patchilizer",
+    "M3TokenDecoder",
+    "mask_patches",
+    "remove_instrument_info",
+    "split_data",
+]
+__all__.extend(CONSTANTS)
+globals().update(CONSTANTS)
 
 
 class M3Patchilizer(patchilizer.M3Patchilizer):
@@ -105,10 +48,18 @@ class M3Patchilizer(patchilizer.M3Patchilizer):
         super().__init__(patch_size, patch_length)
 
 
-class CLaMP3Model(models.CLaMP3Model):
-    """The library's, of the configured sizes; with `load_m3` it begins with M3's weights if they are there.
+class M3PatchEncoder(models.M3PatchEncoder):
+    """The library's, of the configured patch size."""
 
-    `global_rank` and `world_size` have no effect: a model finds the other processes by itself.
+    def __init__(self, config: BertConfig, patch_size: int = SETTINGS.PATCH_SIZE):
+        super().__init__(config, patch_size)
+
+
+class CLaMP3Model(models.CLaMP3Model):
+    """The library's, of the configured sizes. Its text encoder begins with the weights of `text_model_name`.
+
+    With `load_m3` the symbolic encoder begins with M3's weights if they are there. `global_rank` and `world_size` have
+    no effect: a model finds the other processes by itself.
     """
 
     def __init__(
@@ -130,24 +81,77 @@ class CLaMP3Model(models.CLaMP3Model):
             SETTINGS.LEARNED_TEMPERATURE,
             SETTINGS.PATCH_SIZE,
         )
+        _load_text_weights(self, text_model_name)
         if load_m3 and Path(SETTINGS.M3_WEIGHTS_PATH).is_file():
-            load_m3_encoder(self, SETTINGS)
+            settings.load_m3_encoder(self, SETTINGS)
 
 
-def load_m3_encoder(model: models.CLaMP3Model, settings: SimpleNamespace) -> None:
-    """Starts the symbolic encoder from M3's weights: the configured file, or the published one."""
-    path = Path(settings.M3_WEIGHTS_PATH)
+def _load_text_weights(model: CLaMP3Model, name: str) -> None:
+    """Starts the text encoder from pretrained weights; where there are none at hand, a warning says so."""
     try:
-        m3 = checkpoints.load_m3(
-            path if path.is_file() else "saas",  # one M3 for both published variants
-            weights_folder=path.parent,
-            geometry=make_geometry(settings),
-            learning_rate=settings.M3_LEARNING_RATE,
-            batch_size=settings.M3_BATCH_SIZE,
-            mask_ratio=settings.M3_MASK_RATIO,
+        pretrained = AutoModel.from_pretrained(name)
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        warnings.warn(
+            f"the text encoder begins with random weights: those of {name} are neither in its folder nor in the cache "
+            f"of huggingface_hub, and could not be fetched ({reason}). Load a checkpoint before you use the model.",
+            stacklevel=3,
         )
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error} For training: train M3 first, or set CLAMP3_LOAD_M3 to False to start without it."
-        ) from error
-    model.symbolic_model.load_state_dict(m3.model.encoder.state_dict())
+    else:
+        model.text_model.load_state_dict(pretrained.state_dict())
+
+
+class ClipLoss(nn.Module):
+    """The contrastive loss under the name and arguments of open_clip's.
+
+    The arguments have no effect: features of all processes are always gathered, with their gradient.
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = True,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+    ):
+        super().__init__()
+
+    def forward(
+        self,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+        logit_scale: torch.Tensor | float = SETTINGS.LOGIT_SCALE,
+        output_dict: bool = False,
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Two sets of features [B, H], row i of one belonging to row i of the other -> the loss, or a dict of it."""
+        loss = contrastive_loss(image_features, text_features, logit_scale)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+
+def split_data(data: Sequence, eval_ratio: float = SETTINGS.EVAL_SPLIT) -> tuple[list, list]:
+    """Items to train on and items to evaluate on, a share `eval_ratio` drawn by Python's `random`."""
+    shuffled = list(data)
+    random.shuffle(shuffled)
+    count = int(len(shuffled) * eval_ratio)
+    return shuffled[count:], shuffled[:count]
+
+
+def mask_patches(
+    target_patches: Sequence[Sequence[int]] | np.ndarray | torch.Tensor, patchilizer: M3Patchilizer, mode: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Selects the patches of a piece that M3 reconstructs, and corrupts them in training.
+
+    Args:
+        target_patches: codes [n, S].
+        patchilizer: has no effect; all patchilizers have the same special codes.
+        mode: "train" or "eval", which leaves the patches as they are.
+
+    Returns:
+        What M3 reads, int64 [n, S], and where patches are selected, float32 [n] of 0 and 1.
+    """
+    patches = np.asarray(target_patches).astype(np.int64)
+    selected = select_patches(len(patches), SETTINGS.M3_MASK_RATIO, random)
+    inputs = patches if mode == "eval" else corrupt_patches(patches, selected, random)
+    return torch.from_numpy(inputs), torch.from_numpy(selected).float()

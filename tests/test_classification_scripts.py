@@ -145,7 +145,7 @@ def test_bad_input_is_an_error_and_status_1(place, run):
         ([*train, "absent"], "absent: expected an input folder"),
         ([*train, "one"], "at least two labels to tell apart"),
         ([*train, "singles"], "a label with two pieces"),
-        ([*train, "train", "--eval_folder", "one"], "one: expected 64 values a vector"),
+        ([*train, "train", "--eval_folder", "one"], "one: expected 64 values per vector"),
         ([*train, "train", "--eval_folder", "strange"], "nothing to train on is 'polka'"),
         ([*train, "train", "--eval_split", "1"], "a share between 0 and 1"),
         ([*train, "train", "--labels", "absent.csv"], "absent.csv"),

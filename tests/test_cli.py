@@ -133,7 +133,7 @@ def test_embed_writes_features_that_search_takes(ask, music, tmp_path, encoder):
     assert ask("embed", music, output)["done"] == 6
     assert ask("embed", music, output) == {"done": 0, "skipped": 6, "failures": []}
     assert (output / "space.json").is_file() and (output / "jigs/book-0002.npy").is_file()
-    expected = encoder.encode(music / "reels/reel.abc", normalize=False)[0]
+    expected = encoder.encode(music / "reels/reel.abc", normalize_embeddings=False)
     np.testing.assert_allclose(load_vector(output / "reels/reel.abc.npy"), expected, atol=1e-4)
     assert len(ask("search", "a jig", output, "--top_k", 4)["hits"]) == 4
 

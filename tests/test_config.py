@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clamplib.geometry import Geometry
+from clamplib.settings import make_geometry
 
 CODE = Path(__file__).parents[1] / "code"
 PUBLISHED = {
@@ -62,9 +63,10 @@ def test_published_values_as_plain_assignments():
     assert {name: values[name] for name in PUBLISHED} == PUBLISHED
 
 
-def test_line_66_switches_the_variant(tmp_path):
+@pytest.mark.parametrize("edit", ["66s/saas/c2/", "s/weights_clamp3_saas/weights_clamp3_c2/"])
+def test_line_66_switches_the_variant(edit, tmp_path):
     shutil.copy(CODE / "config.py", tmp_path)
-    subprocess.run(["sed", "-i", "66s/saas/c2/", "config.py"], cwd=tmp_path, check=True)
+    subprocess.run(["sed", "-i", edit, "config.py"], cwd=tmp_path, check=True)
     before, after = (folder.joinpath("config.py").read_text().split("\n") for folder in (CODE, tmp_path))
     assert [number for number, lines in enumerate(zip(before, after, strict=True), 1) if len(set(lines)) > 1] == [66]
     code = "from config import *; print(CLAMP3_VARIANT, CLAMP3_WEIGHTS_PATH, CLAMP3_LOGS_PATH)"
@@ -75,7 +77,7 @@ def test_line_66_switches_the_variant(tmp_path):
 
 def test_names_are_those_of_the_geometry(utils):
     settings = utils.load_settings()
-    assert utils.make_geometry(settings) == Geometry()
+    assert make_geometry(settings) == Geometry()
     assert settings.CLAMP3_WEIGHTS_PATH == str(CODE / Geometry().clamp3_weights_name("saas"))
     assert settings.M3_WEIGHTS_PATH == str(CODE / Geometry().m3_weights_name())
     assert settings.M3_LOGS_PATH == str(CODE / Geometry().m3_weights_name().replace("weights", "logs"))[:-4] + ".txt"

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from clamplib import cache as cache_module
-from clamplib import checkpoints
 from clamplib import library as library_module
+from clamplib import settings
 from clamplib.cache import VectorCache
 from clamplib.checkpoints import Loaded
 from clamplib.encoder import CLaMP3Encoder
@@ -108,7 +108,7 @@ def test_sources_are_files_and_tunes(folder):
 def test_every_file_gets_a_vector_or_a_reason(encoder, folder):
     library = embed(encoder, folder)
     assert names(library, folder) == GOOD and len(library) == 7
-    np.testing.assert_allclose(library.vectors, encoder.encode(library.sources, normalize=False), atol=1e-5)
+    np.testing.assert_allclose(library.vectors, encoder.encode(library.sources, normalize_embeddings=False), atol=1e-5)
     np.testing.assert_allclose(library.matrix, encoder.encode(library.sources), atol=1e-5)
     assert library.modalities == ["midi", "text", "text", "score", "score", "score", "score"]
     first, second = library.failures
@@ -157,7 +157,7 @@ def test_changed_content_gives_a_new_vector(encoder, folder, cache, seen, monkey
     change(folder / "a.txt", "a fast air")
     library = embed(encoder, folder / "a.txt", cache=cache)
     assert len(seen[-1]) == 1
-    np.testing.assert_allclose(library.matrix, encoder.encode("a fast air"), atol=1e-5)
+    np.testing.assert_allclose(library.matrix, encoder.encode(["a fast air"]), atol=1e-5)
 
 
 def test_a_file_that_is_saved_meanwhile_is_no_vector_of_what_it_held(encoder, folder, cache, index, monkeypatch):
@@ -199,7 +199,7 @@ def test_what_a_file_is_taken_for_counts(encoder, folder, cache, seen):
     shutil.copy(folder / "tune.abc", folder / "tune.txt")
     library = embed(encoder, folder / "tune.txt", cache=cache)
     assert seen[1:] == [[str(folder / "tune.txt")]]
-    np.testing.assert_allclose(library.matrix, encoder.encode(INTERLEAVED), atol=1e-5)
+    np.testing.assert_allclose(library.matrix, encoder.encode([INTERLEAVED]), atol=1e-5)
 
 
 def test_what_made_a_vector_counts(encoder, tiny_variant, folder, cache, seen, monkeypatch):
@@ -207,7 +207,7 @@ def test_what_made_a_vector_counts(encoder, tiny_variant, folder, cache, seen, m
     other = CLaMP3Encoder(replace_weights(encoder.loaded), device="cpu")
     for each in (encoder, rounded, other):
         library = embed(each, folder / "a.txt", cache=cache)
-        np.testing.assert_allclose(library.vectors, each.encode("a slow air", normalize=False), atol=1e-5)
+        np.testing.assert_allclose(library.vectors, each.encode(["a slow air"], normalize_embeddings=False), atol=1e-5)
     monkeypatch.setattr(library_module, "__version__", "another")
     embed(encoder, folder / "a.txt", cache=cache)
     paths = [str(folder / "a.txt")]
@@ -479,7 +479,7 @@ def test_a_real_cluster(encoder, folder):
 
 def test_from_a_checkpoint_by_name(tiny_weights, tiny_geometry, folder, monkeypatch):
     """What a node is told is enough to make the same encoder."""
-    monkeypatch.setattr(checkpoints, "Geometry", lambda: tiny_geometry)
+    monkeypatch.setattr(settings, "make_geometry", lambda _: tiny_geometry)
     encoder = CLaMP3Encoder.from_pretrained(tiny_weights / "clamp3_tiny.pth", "cpu", torch.bfloat16)
     same = CLaMP3Encoder.from_pretrained(**dict(encoder.pretrained))
     assert (same.space_id, same.precision) == (encoder.space_id, encoder.precision)

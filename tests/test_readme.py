@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.request import urlopen
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from sound import sine, write
 
 import demo
-from clamplib import cli
+from clamplib import CLaMP3Encoder, checkpoints, cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -123,6 +124,27 @@ def test_in_python(music, monkeypatch):
     assert names["vectors"].shape == (3, 192) and np.isfinite(names["vectors"]).all()
 
 
+def test_in_sentence_transformers(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(re.search(r"(?s)```python\n(from sentence_transformers.*?)```", README)[1], names)
+    texts = ["a slow air", "a lively reel"]
+    np.testing.assert_allclose(names["vectors"], CLaMP3Encoder.from_pretrained("mini").encode(texts), atol=1e-5)
+
+
+def test_in_mteb(monkeypatch, tmp_path):
+    """As far as without the weights: the names are there, and the lack of weights is said."""
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path))  # mteb makes the folder when it is imported
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code = re.search(r"(?s)```python\n(import mteb\n.*?)```", README)[1]
+    names = {}
+    exec(code.rpartition("\n\n")[0], names)
+    assert len(names["mteb"].get_benchmark(re.search(r'get_benchmark\("(.*?)"\)', code)[1]).tasks) > 20
+    monkeypatch.setattr(checkpoints.huggingface_hub, "hf_hub_download", Mock(side_effect=OSError("no network")))
+    with pytest.raises(FileNotFoundError, match="weights_clamp3_saas.*no network"):
+        names["CLaMP3MTEB"]("saas")
+
+
 def test_recordings_offline(tmp_path):
     for name in ("code", "preprocessing", "retrieval"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -172,7 +194,7 @@ def test_demo(tmp_path, capsys):
 def test_line_66_is_the_switch_that_the_readme_names():
     assert "sed -i '66s/saas/c2/' code/config.py" in README
     line = (ROOT / "code" / "config.py").read_text("utf-8").splitlines()[65]
-    assert line.startswith('CLAMP3_VARIANT = "saas"')
+    assert line.startswith('CLAMP3_WEIGHTS = "weights_clamp3_saas"')
 
 
 def test_every_file_that_the_readme_links_is_there():

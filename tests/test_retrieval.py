@@ -14,7 +14,6 @@ from clamplib.retrieval import (
     group_similarity,
     load_features,
     load_folders,
-    load_query,
     load_relevance,
     load_vector,
     normalise,
@@ -177,7 +176,7 @@ def test_different_widths_are_refused(tmp_path):
     with pytest.raises(InputError, match="expected 3 values.*got 2"):
         load_folders(*folders)
     with pytest.raises(InputError, match="expected 3 values.*got 2"):
-        load_query(folders[0] / "x.npy", load_features(folders[1]), folders[1])
+        load_folders(folders[0] / "x.npy", folders[1])
 
 
 def test_different_spaces_are_refused(tmp_path):
@@ -191,7 +190,7 @@ def test_different_spaces_are_refused(tmp_path):
         with pytest.raises(InputError, match="weights_sha256 differ"):
             load_folders(query_folder, b)
     with pytest.raises(InputError, match="weights_sha256 differ"):
-        load_query(a / "sub" / "x.npy", load_features(b), b)
+        load_folders(a / "sub" / "x.npy", b)
     with pytest.raises(InputError, match="weights_sha256 differ"):
         load_features(tmp_path)  # both lie below
 

@@ -17,6 +17,7 @@ import torch
 
 from clamplib import curves, training
 from clamplib.checkpoints import load_checkpoint, load_clamp3, load_m3, save_checkpoint
+from clamplib.settings import make_geometry
 from clamplib.training_state import Recipe, TrainingState, learning_rate_factor
 
 CODE = Path(__file__).parents[1] / "code"
@@ -243,7 +244,7 @@ def test_files_after_training(run, make_config, tiny_tokenizer):
     assert weights(config, "clamp3")["modality"] == "symbolic"
     assert {"eval_loss", "eval_mrr", "eval_hit@1", "eval_hit@10"} <= read_log(out / "clamp3.txt")[0].keys()
     utils = __import__("utils")
-    geometry = utils.make_geometry(utils.load_settings(config))
+    geometry = make_geometry(utils.load_settings(config))
     load_clamp3(out / "clamp3.pth", weights_folder=out, geometry=geometry)
     load_m3(out / "m3.pth", weights_folder=out, geometry=geometry)
 

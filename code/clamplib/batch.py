@@ -17,6 +17,15 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_variant(parser: argparse._ActionsContainer) -> None:
+    """The option that names the weights, as every command has it."""
+    parser.add_argument(
+        "--variant",
+        help="saas, c2, mini, a folder of weights, or owner/name of the hub; default: that of the environment variable "
+        "CLAMP3_VARIANT, else that of line 66 of code/config.py",
+    )
+
+
 def batch_parser(doc: str, input_dir: str, ending: str) -> argparse.ArgumentParser:
     """The command line; `doc` is the script's docstring: a line that describes it, then an example."""
     description, _, epilog = doc.strip().partition("\n\n")

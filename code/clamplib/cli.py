@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clamplib import __version__, confusion, distances, metrics, retrieval
-from clamplib.batch import positive
+from clamplib.batch import add_variant, positive
 from clamplib.files import InputError, atomic_path, key, show
 from clamplib.inputs import BLIP_REPO
 from clamplib.labels import FROM_NAMES, feature_labels
@@ -95,9 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         one.set_defaults(run=run)
         common = one.add_argument_group("common options")
-        common.add_argument(
-            "--variant", default="saas", help="saas (default), c2, mini, a folder, or owner/name of the hub"
-        )
+        add_variant(common)
         common.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
         common.add_argument(
             "--workers",
@@ -118,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     one = command(embed, "~/music features --variant mini")
     one.add_argument("folder", help=FOLDER)
     one.add_argument("output", help="folder for a .npy [1, D] a file; sub-folders are kept, what is up to date skipped")
+    one.add_argument("--temporal", action="store_true", help="the last hidden states [1, T, H] in place of the vector")
     one.add_argument("--backend", **BACKEND)
 
     one = command(search, '"a slow air in D minor" ~/music --variant mini')
@@ -188,31 +187,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 def embed(args: argparse.Namespace) -> Answer:
     """Write a vector (.npy) for every file of a folder."""
-    from tqdm import tqdm
+    from clamplib.library import embed_folder
 
-    from clamplib.extraction import close_jobs, input_files, open_jobs, save_feature
-    from clamplib.library import embed_each
-    from clamplib.scores import tunes
-
-    encoder = _encoder(args)
-    files = input_files(args.folder, args.output, encoder.suffixes)
-    sources = [source for file in files for source in tunes(file)]
-    jobs, report = open_jobs(sources, args.folder, args.output, encoder.space)
-    wanted = [source for source, _ in jobs]
-    embedded = embed_each(encoder, wanted, cache=_cache(args), workers=args.workers, backend=args.backend)
-    for number, vector, error in tqdm(embedded, total=len(wanted), unit="file", disable=not wanted):
-        if error:
-            report.add_failure(wanted[number], error)
-        else:
-            save_feature(*jobs[number], vector[None], report)
-    report = close_jobs(report, args.output)
+    report = embed_folder(
+        _encoder(args),
+        args.folder,
+        args.output,
+        temporal=args.temporal,
+        cache=_cache(args),
+        workers=args.workers,
+        backend=args.backend,
+    )
     return Answer(report.summary(), {"done": report.done, "skipped": report.skipped}, report.failures)
 
 
 def search(args: argparse.Namespace) -> Answer:
     """Find what is closest to a sentence or a file."""
     encoder = _encoder(args)
-    query = encoder.encode(Path(args.query) if _is_file(args.query) else args.query)
+    query = _open(args, args.query, encoder).features.matrix if _is_file(args.query) else encoder.encode([args.query])
+    if len(query) != 1:
+        raise InputError(f"{show(args.query)}: expected one query, got {len(query)}")
     if args.milvus or args.library and _is_index(args.library):
         hits, failures = _search_index(args, encoder, query), []
     elif args.library:
@@ -392,7 +386,7 @@ def demo(args: argparse.Namespace) -> Answer:
     library = embed_library(encoder, sources, cache=_cache(args), workers=args.workers)
     answers = {}
     for question in DEMO_QUESTIONS:
-        rows, similarities = retrieval.search(encoder.encode(question), library.matrix, 5)
+        rows, similarities = retrieval.search(encoder.encode([question]), library.matrix, 5)
         found = zip(rows[0], similarities[0].tolist(), strict=True)
         answers[question] = [{"title": _title(library.sources[row]), "similarity": value} for row, value in found]
     text = "\n\n".join(

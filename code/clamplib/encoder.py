@@ -15,34 +15,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import huggingface_hub
-import mido
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from clamplib import distributed, spectral
-from clamplib.checkpoints import Loaded, load_clamp3, save_variant
+from clamplib.checkpoints import Loaded, save_variant
 from clamplib.distances import centroid_similarity
 from clamplib.encoding import clamp3_encoders, encode
 from clamplib.files import InputError, describe, run_jobs, show
-from clamplib.inputs import IMAGE_SUFFIXES, SUFFIXES, Input, is_image, is_recording, read_input, refuse_image
+from clamplib.inputs import (
+    IMAGE_SUFFIXES,
+    SUFFIXES,
+    Input,
+    as_array,
+    as_list,
+    is_image,
+    is_item,
+    is_numbers,
+    is_recording,
+    plain_item,
+    read_input,
+    refuse_image,
+)
 from clamplib.patchilizer import M3Patchilizer
 from clamplib.recordings import encode_recordings
 from clamplib.retrieval import normalise, search
 from clamplib.sequences import audio_frames, symbolic_patches, text_tokens
-from clamplib.sound import Waveform
+from clamplib.settings import VARIABLE, load_clamp3
 
 if TYPE_CHECKING:  # extras: text, scores and MIDI do without them
     from clamplib.captions import Captioner
     from clamplib.mert import Mert
 
-WEIGHTS_FOLDER = Path(__file__).parents[1]  # code/ of a clone
 CHUNK = 256  # items that are sorted by length and encoded together
 SLOW_CHUNK = 8  # of those that another model works on first, so that an interruption costs little
 FEW = 16  # files that one process has read before others have started
 
 Item = Any  # see inputs
 Items = Item | Sequence[Item]
+Vectors = np.ndarray | torch.Tensor  # [N, D], or [D] for one
 
 
 class CLaMP3Encoder:
@@ -72,20 +84,22 @@ class CLaMP3Encoder:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path = "saas",
+        name: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
         *,
-        weights_folder: str | Path = WEIGHTS_FOLDER,
+        weights_folder: str | Path | None = None,
         mert: str | Path | None = None,
         captioner: str | Path | None = None,
     ) -> "CLaMP3Encoder":
-        """ "saas", "c2", "mini", a folder of a variant, a .pth of the published sizes, or such a folder on the hub.
+        """Loads a variant: "saas", "c2", "mini", a folder, a .pth, or owner/name of the hub.
 
+        Without a name it is that of the environment variable CLAMP3_VARIANT, else that of line 66 of code/config.py.
         Weights that are not at hand are fetched (at `revision`), with a progress bar, resumed where that broke off;
         FileNotFoundError says which file is missing and where to put it.
         """
+        name = name or os.environ.get(VARIABLE) or None
         loaded = load_clamp3(name, weights_folder=weights_folder, revision=revision)
         fronts = {"mert": mert, "captioner": captioner}
         encoder = cls(loaded, device=device, dtype=dtype, **fronts)
@@ -97,6 +111,12 @@ class CLaMP3Encoder:
     def dimension(self) -> int:
         """D, the size of a vector."""
         return self.loaded.geometry.clamp3_hidden_size
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """`dimension`, under sentence-transformers' name; `get_embedding_dimension` is its newer one."""
+        return self.dimension
+
+    get_embedding_dimension = get_sentence_embedding_dimension
 
     @cached_property
     def space(self) -> dict:
@@ -139,38 +159,76 @@ class CLaMP3Encoder:
         items: Items,
         modality: str | None = None,
         *,
-        normalize: bool = True,
         batch_size: int | None = None,
-        progress: bool = False,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        convert_to_numpy: bool = True,
+        normalize_embeddings: bool = True,
         workers: int | None = None,
-    ) -> np.ndarray:
-        """Vectors of one item or of a list of items of any kinds (see `inputs`): float32 [N, D].
+    ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+        """Embeds one item or a list of items of any kinds (see `inputs`), with the keywords of sentence-transformers.
 
         Args:
             modality: of all items: text, score, midi, audio or image; None: what each item is.
-            normalize: give each vector length 1, so that dot products are cosines.
             batch_size: segments of full length in a batch; None: what suits the device.
+            show_progress_bar: shows how many items are done.
+            convert_to_tensor: returns a tensor on the encoder's device.
+            convert_to_numpy: without it, and without `convert_to_tensor`, a list of tensors comes back.
+            normalize_embeddings: gives each vector length 1, so that dot products are cosines.
             workers: processes that read and convert; None: one a core where the items are many.
 
-        InputError names the first item that cannot be read; `encode_each` goes on behind it.
+        Returns:
+            float32 [D] for one item, [N, D] for a list.
+
+        Raises:
+            InputError: names the first item that cannot be read; `encode_each` goes on after it.
         """
-        items = _as_list(items)
+        vectors = self._encode(as_list(items), modality, batch_size, show_progress_bar, workers)
+        if normalize_embeddings and len(vectors):
+            vectors = normalise(vectors)[0]
+        if convert_to_tensor:
+            vectors = torch.from_numpy(vectors).to(self.device)
+        elif not convert_to_numpy:
+            vectors = list(torch.from_numpy(vectors))
+        return vectors[0] if is_item(items) else vectors
+
+    def encode_query(self, items: Items, **options) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+        """`encode`: queries and documents are read alike."""
+        return self.encode(items, **options)
+
+    def encode_document(self, items: Items, **options) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+        """`encode`: queries and documents are read alike."""
+        return self.encode(items, **options)
+
+    def _encode(
+        self,
+        items: Sequence[Item],
+        modality: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        workers: int | None = None,
+    ) -> np.ndarray:
+        """The vectors of a list of items as the model gives them: float32 [N, D]."""
         vectors = np.empty((len(items), self.dimension), np.float32)
         outcomes = self.encode_each(items, modality, batch_size=batch_size, workers=workers)
-        for number, vector in _or_raise(tqdm(outcomes, total=len(items), unit="item", disable=not progress)):
+        outcomes = tqdm(outcomes, total=len(items), unit="item", disable=not show_progress_bar)
+        for number, vector in _or_raise(outcomes):
             vectors[number] = vector[0]
-        return normalise(vectors)[0] if normalize and len(items) else vectors
+        return vectors
 
-    def encode_files(self, paths: str | os.PathLike | Iterable[str | os.PathLike], **options) -> np.ndarray:
+    def encode_files(
+        self, paths: str | os.PathLike | Iterable[str | os.PathLike], **options
+    ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
         """`encode` of files, whose paths may be strings."""
-        paths = [paths] if isinstance(paths, str | os.PathLike) else paths
-        return self.encode([Path(path) if isinstance(path, str) else path for path in paths], **options)
+        if isinstance(paths, str | os.PathLike):
+            return self.encode(_as_path(paths), **options)
+        return self.encode([_as_path(path) for path in paths], **options)
 
     def encode_frames(
         self, items: Items, modality: str | None = None, *, batch_size: int | None = None, workers: int | None = None
     ) -> list[np.ndarray]:
         """The last hidden states of each item, float32 [T, H]: a row a token, a bar, some messages, or five seconds."""
-        items = _as_list(items)
+        items = as_list(items)
         outcomes = self.encode_each(items, modality, pooled=False, batch_size=batch_size, workers=workers)
         frames = {number: states[0] for number, states in _or_raise(outcomes)}
         return [frames[number] for number in range(len(items))]
@@ -188,7 +246,7 @@ class CLaMP3Encoder:
 
         They come as they are done, in no particular order.
         """
-        encoders = clamp3_encoders(self.loaded, pooled)
+        encoders, items = clamp3_encoders(self.loaded, pooled), list(map(plain_item, items))
         for chunk in self._chunks(items, modality, workers):
             by_encoder = defaultdict(list)
             for number, encoder, rows in chunk:
@@ -207,11 +265,18 @@ class CLaMP3Encoder:
                         message = "expected finite features, but the model gave NaN or infinity"
                         yield number, None, _named(items[number], number, message)
 
-    def similarity(self, a: Items | np.ndarray, b: Items | np.ndarray) -> np.ndarray:
+    def similarity(self, a: Items | Vectors, b: Items | Vectors) -> np.ndarray:
         """Cosines of two lists of items, or of vectors: float32 [A, B]."""
         return self._unit(a) @ self._unit(b).T
 
-    def search(self, query: Items | np.ndarray, among: Items | np.ndarray, top_k: int = 10) -> list[list["Hit"]]:
+    def similarity_pairwise(self, a: Items | Vectors, b: Items | Vectors) -> np.ndarray:
+        """Cosines of a[i] and b[i], items or vectors: float32 [N]. InputError for lists of different lengths."""
+        a, b = self._unit(a), self._unit(b)
+        if len(a) != len(b):
+            raise InputError(f"expected pairs, got {len(a)} and {len(b)} items")
+        return np.einsum("nd,nd->n", a, b)
+
+    def search(self, query: Items | Vectors, among: Items | Vectors, top_k: int = 10) -> list[list["Hit"]]:
         """For each query the closest of `among`, closest first. Both are items, or vectors; InputError for none."""
         among = self._unit(among)
         if not len(among):
@@ -219,12 +284,12 @@ class CLaMP3Encoder:
         rows, similarities = search(self._unit(query), among, top_k)
         return [list(map(Hit, *found)) for found in zip(rows.tolist(), similarities.tolist(), strict=True)]
 
-    def classify(self, items: Items | np.ndarray, labels: Sequence[str] | Mapping[str, Sequence[str]]) -> list[str]:
+    def classify(self, items: Items | Vectors, labels: Sequence[str] | Mapping[str, Sequence[str]]) -> list[str]:
         """The label of each item whose text is closest, with no training; `similarity` says how close.
 
         `labels` are the texts themselves, or some prompts for each label, whose directions are averaged.
         """
-        prompts = labels if isinstance(labels, Mapping) else {label: label for label in _as_list(labels)}
+        prompts = labels if isinstance(labels, Mapping) else {label: label for label in as_list(labels)}
         names = list(prompts)
         return [names[hits[0].number] for hits in self.search(items, self.prototypes(prompts), top_k=1)]
 
@@ -232,19 +297,19 @@ class CLaMP3Encoder:
         """The mean direction of each label's texts: float32 [labels, D], unit rows."""
         if not prompts or not all(prompts.values()):
             raise InputError("expected at least one label, and a text for each")
-        return normalise(np.stack([self.encode(texts, "text").mean(0) for texts in prompts.values()]))[0]
+        return normalise(np.stack([self.encode(as_list(texts), "text").mean(0) for texts in prompts.values()]))[0]
 
-    def score(self, a: Items | np.ndarray, b: Items | np.ndarray, group: bool = False) -> float:
+    def score(self, a: Items | Vectors, b: Items | Vectors, group: bool = False) -> float:
         """CLaMP 3 score: the mean cosine of a[i] and b[i]; with `group` the cosine of the means of the two sets.
 
         InputError for lists of different lengths, if not in a group, and for empty ones.
         """
         if group:
             return centroid_similarity(self._vectors(a), self._vectors(b)).value
-        a, b = self._unit(a), self._unit(b)
-        if len(a) != len(b) or not len(a):
-            raise InputError(f"expected pairs, got {len(a)} and {len(b)} items; sets of any size: group=True")
-        return float(np.einsum("nd,nd->n", a, b).mean())
+        similarities = self.similarity_pairwise(a, b)
+        if not len(similarities):
+            raise InputError("expected at least one pair of items, got none")
+        return float(similarities.mean())
 
     def caption(self, image: str | os.PathLike | bytes) -> str:
         """What an image shows, by the captioner: the text that it is encoded by."""
@@ -267,16 +332,28 @@ class CLaMP3Encoder:
             hub.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision)
         return str(address)
 
-    def _vectors(self, items: Items | np.ndarray) -> np.ndarray:
-        if not isinstance(items, np.ndarray):
-            return self.encode(items, normalize=False)
-        vectors = np.atleast_2d(items)
+    def _vectors(self, items: Items | Vectors) -> np.ndarray:
+        if not is_numbers(items):
+            return self._encode(as_list(items))
+        vectors = np.atleast_2d(as_array(items))
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise InputError(f"expected vectors [N, {self.dimension}], got {list(items.shape)}")
         return vectors
 
-    def _unit(self, items: Items | np.ndarray) -> np.ndarray:
+    def _unit(self, items: Items | Vectors) -> np.ndarray:
         return normalise(self._vectors(items))[0]
+
+    def read_each(
+        self, items: Sequence[Item], modality: str | None = None, *, workers: int | None = None
+    ) -> Iterator[tuple[int, str | None, np.ndarray | str]]:
+        """Reads items as the encoders take them, in no particular order.
+
+        Yields:
+            (number, encoder, sequence [n, ...]) of each item, the encoder being "text", "symbolic" or "audio"; or
+            (number, None, why it cannot be read).
+        """
+        for chunk in self._chunks(list(map(plain_item, items)), modality, workers):
+            yield from chunk
 
     def _chunks(self, items: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[list[tuple]]:
         """(number, encoder, rows that it takes) of some items, or (number, None, error)."""
@@ -347,9 +424,8 @@ class Hit(NamedTuple):
     similarity: float
 
 
-def _as_list(items: Items) -> list[Item]:
-    one = isinstance(items, str | bytes | os.PathLike | Waveform | mido.MidiFile) or hasattr(items, "isStream")
-    return [items] if one else list(items)
+def _as_path(path: str | os.PathLike) -> os.PathLike:
+    return Path(path) if isinstance(path, str) else path
 
 
 def _read(items: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[tuple]:

@@ -44,7 +44,7 @@ class Encoder:
 def clamp3_encoders(loaded: Loaded, get_global: bool) -> dict[str, Encoder]:
     """The encoders of CLaMP 3 by modality: text, symbolic, audio."""
     model, geometry = loaded.model, loaded.geometry
-    device = next(model.parameters()).device
+    device = model.device
 
     def encoder(method: Callable, max_length: int, padding: int = 0) -> Encoder:
         def run(inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,11 @@ def clamp3_encoders(loaded: Loaded, get_global: bool) -> dict[str, Encoder]:
 def m3_encoders(loaded: Loaded) -> dict[str, Encoder]:
     """M3's one encoder, its features temporal."""
     encoder = loaded.model.encoder
-    return {"symbolic": Encoder(encoder, loaded.geometry.patch_length, False, next(encoder.parameters()).device)}
+
+    def run(inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        return encoder(inputs, masks).last_hidden_state
+
+    return {"symbolic": Encoder(run, loaded.geometry.patch_length, False, encoder.device)}
 
 
 def encode(encoder: Encoder, sequences: Sequence[np.ndarray], batch_size: int | None = None) -> list[np.ndarray]:

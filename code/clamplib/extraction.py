@@ -66,7 +66,7 @@ def extract_files(
     encoders = m3_encoders(loaded) if m3 else clamp3_encoders(loaded, get_global)
     jobs, report = open_jobs(sources, input_dir, output_dir, {**loaded.space, "kind": kind})
     reader, cut = Reader(loaded.geometry, loaded.tokenizer), 0
-    on_cpu = next(loaded.model.parameters()).device.type == "cpu"
+    on_cpu = loaded.model.device.type == "cpu"
     chunk_rows = CPU_CHUNK_ROWS if on_cpu else GPU_CHUNK_ROWS
     with tqdm(total=len(jobs), unit="file", disable=distributed.rank() > 0) as bar:
         for chunk in _chunks(read_ahead(jobs, reader, workers), chunk_rows):

@@ -8,12 +8,15 @@
 | a mido.MidiFile | midi |
 | a music21 stream | score |
 | a Waveform | audio |
+| an audio row of a data set: {"array": …, "sampling_rate": …} | audio |
+| an array or tensor of numbers, with the modality audio beside it | features of audio [..., T, H] |
 
 A str with the modality score or midi is ABC or MTF. Conversion happens in memory. An image is encoded by its caption,
 which an encoder has made where it was given a captioner (see captions).
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +37,9 @@ MODALITIES = ("text", "score", "midi", "audio", "image")
 TEXT_SUFFIXES, MIDI_SUFFIXES, FEATURE_SUFFIXES = (".txt",), (".mid", ".midi", ".mtf"), (".npy",)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BLIP_REPO = "Salesforce/blip-image-captioning-base"  # on the hub: what writes the captions of images
+STREAM_MARK = "isStream"  # of music21's streams, which are slow to import
+DECODER_MARK = "get_all_samples"  # of torchcodec's decoder, which data sets hold for a row of audio
+FOREIGN_MARKS = (STREAM_MARK, DECODER_MARK)
 SUFFIXES = (*TEXT_SUFFIXES, *SCORE_SUFFIXES, *MIDI_SUFFIXES, *sound.SUFFIXES)  # of a collection's files
 
 
@@ -43,6 +49,42 @@ class Input:
 
     modality: str  # one of MODALITIES
     value: str | np.ndarray
+
+
+def is_item(items: Any) -> bool:
+    """Whether something is one item; anything else is taken as a list of items."""
+    one = (str, bytes, os.PathLike, Waveform, mido.MidiFile, Mapping)
+    return isinstance(items, one) or is_numbers(items) or any(hasattr(items, mark) for mark in FOREIGN_MARKS)
+
+
+def as_list(items: Any) -> list:
+    """One item or any number of them, such as an array of texts, as a list."""
+    if is_item(items):
+        return [items]
+    return items.tolist() if isinstance(items, np.ndarray) else list(items)
+
+
+def is_numbers(items: Any) -> bool:
+    """Whether something is an array or a tensor of numbers."""
+    kind = getattr(getattr(items, "dtype", None), "kind", None)  # which torch's types do not have
+    return kind in ("f", "i", "u") if isinstance(items, np.ndarray) else hasattr(items, "detach")
+
+
+def as_array(numbers: Any) -> np.ndarray:
+    """An array or a tensor, wherever it is, as an array."""
+    return np.asarray(numbers.detach().cpu() if hasattr(numbers, "detach") else numbers)
+
+
+def plain_item(item: Any) -> Any:
+    """An item in the library's own types: a row of audio as a Waveform, a tensor as an array."""
+    if isinstance(item, Mapping) and {"array", "sampling_rate"} <= item.keys():
+        return Waveform(as_array(item["array"]), item["sampling_rate"])
+    if hasattr(item, DECODER_MARK):
+        samples = item.get_all_samples()
+        return Waveform(as_array(samples.data), samples.sample_rate)
+    if isinstance(item, Waveform):
+        return Waveform(as_array(item.samples), item.rate)
+    return as_array(item) if is_numbers(item) else item
 
 
 def modality_of(path: str | os.PathLike) -> str:
@@ -94,12 +136,19 @@ def read_input(item: Any, modality: str | None = None) -> Input:
         if modality is None:
             raise InputError(f"bytes may be anything: name their modality, one of {', '.join(MODALITIES)}")
         return Input(modality, _of_bytes(item, modality))
-    if hasattr(item, "isStream"):  # music21's, which is slow to import
+    if isinstance(item, np.ndarray) and modality == "audio":
+        return Input("audio", item.astype(np.float32))
+    if hasattr(item, STREAM_MARK):
         return Input("score", interleave(xml_to_abc(_stream_to_xml(item))))
     raise InputError(
-        "expected a text, a path, bytes with a modality, a Waveform, a music21 stream or a mido MidiFile, "
-        f"got {type(item).__name__}"
+        "expected a text, a path, bytes with a modality, a Waveform, a row of audio, a music21 stream or a mido "
+        f"MidiFile, got {_kind(item)}"
     )
+
+
+def _kind(item: Any) -> str:
+    keys = f" with the keys {', '.join(map(repr, item))}" if isinstance(item, Mapping) else ""
+    return type(item).__name__ + keys
 
 
 def _read_text(path: os.PathLike) -> str:

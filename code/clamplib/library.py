@@ -20,9 +20,10 @@ from tqdm import tqdm
 from clamplib import __version__
 from clamplib.cache import VectorCache
 from clamplib.encoder import CLaMP3Encoder
-from clamplib.files import InputError, key, run_jobs, sha256, show, walk
+from clamplib.extraction import close_jobs, input_files, open_jobs, save_feature
+from clamplib.files import InputError, Report, key, run_jobs, sha256, show, walk
 from clamplib.index import Index, Record
-from clamplib.inputs import FEATURE_SUFFIXES, SUFFIXES, modality_of
+from clamplib.inputs import BLIP_REPO, FEATURE_SUFFIXES, SUFFIXES, modality_of
 from clamplib.retrieval import Features, load_features, normalise
 from clamplib.scores import Tune, tunes
 from clamplib.space import check_same_space, read_space
@@ -147,6 +148,65 @@ def embed_each(
         if cache:
             cache.put({keys[number]: vector for number, vector, _ in some if vector is not None and number in keys})
         yield from some
+
+
+def embed_folder(
+    encoder: CLaMP3Encoder,
+    folder: str | Path,
+    output: str | Path,
+    *,
+    temporal: bool = False,
+    cache: VectorCache | None = None,
+    workers: int | None = None,
+    backend: str | None = None,
+    progress: bool = True,
+) -> Report:
+    """Writes a .npy for every file of a folder (or for one file) that has none up to date, and space.json beside them.
+
+    Args:
+        folder: files of any kind that the encoder takes; sub-folders are kept in the output.
+        output: folder for the vectors [1, D].
+        temporal: writes the last hidden states [1, T, H] instead; they are not cached.
+        cache, backend: as for `embed_library`.
+
+    Returns:
+        What was done and skipped, and the failures, which are in failures.jsonl of the output too.
+
+    Raises:
+        InputError: nothing there can be read, or the output holds another embedding space.
+    """
+    if temporal and backend:
+        raise InputError(f"expected vectors to embed on {backend}; hidden states are made on one machine")
+    files = input_files(folder, output, encoder.suffixes)
+    sources = [source for file in files for source in tunes(file)]
+    space = {**encoder.space, "kind": "clamp3 temporal"} if temporal else encoder.space
+    jobs, report = open_jobs(sources, folder, output, space)
+    wanted = [source for source, _ in jobs]
+    if temporal:
+        outcomes = encoder.encode_each(wanted, pooled=False, workers=workers)
+    else:
+        outcomes = embed_each(encoder, wanted, cache=cache, workers=workers, backend=backend)
+    for number, feature, error in tqdm(outcomes, total=len(wanted), unit="file", disable=not (progress and wanted)):
+        if error:
+            report.add_failure(wanted[number], error)
+        else:
+            save_feature(*jobs[number], np.atleast_2d(feature), report)
+    return close_jobs(report, output)
+
+
+def embed_pair(
+    query: str | Path, references: str | Path, variant: str | Path | None = None
+) -> tuple[Features, Features]:
+    """The vectors of two folders, or of a file and a folder, of raw files or of features; images by their captions.
+
+    Files that cannot be embedded are among the `failures`. InputError where nothing of one of the two can be.
+    """
+    encoder, cache = CLaMP3Encoder.from_pretrained(variant, captioner=BLIP_REPO), VectorCache()
+    both = []
+    for path in (query, references):
+        opened = open_collection(encoder, path, cache=cache)
+        both.append(replace(opened.features, failures=[InputError(failure["error"]) for failure in opened.failures]))
+    return both[0], both[1]
 
 
 def open_collection(

@@ -5,7 +5,7 @@ is there and 0 at padding. Parameter names are those of the published weights, w
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
 from clamplib.geometry import CHARACTERS, Geometry
 from clamplib.loss import contrastive_loss
@@ -76,25 +77,43 @@ def _in_published_order(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
-class M3PatchEncoder(nn.Module):
+class Model(nn.Module):
+    """A module with the attributes that callers read from a transformers model: `config`, `device` and `dtype`."""
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; inputs are moved there."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters."""
+        return next(self.parameters()).dtype
+
+
+class M3PatchEncoder(Model):
     """BERT over the patches of a piece."""
 
     def __init__(self, config: BertConfig, patch_size: int = 64):
-        super().__init__()
+        super().__init__(config)
         self.patch_embedding = PatchEmbedding(patch_size, config.hidden_size)
         self.base = _in_published_order(BertModel(config))
 
-    def forward(self, input_patches: torch.Tensor, input_masks: torch.Tensor) -> torch.Tensor:
-        """Patches [B, L, S] and masks [B, L] -> the last hidden states [B, L, H]."""
-        embedded = self.patch_embedding(input_patches)
-        return self.base(inputs_embeds=embedded, attention_mask=input_masks).last_hidden_state
+    def forward(self, input_patches: torch.Tensor, input_masks: torch.Tensor) -> BaseModelOutput:
+        """Patches [B, L, S] and masks [B, L] -> `last_hidden_state` [B, L, H], by name, attribute or index 0."""
+        embedded = self.patch_embedding(input_patches.to(self.device))
+        return self.base(inputs_embeds=embedded, attention_mask=input_masks.to(self.device))
 
 
-class M3TokenDecoder(nn.Module):
+class M3TokenDecoder(Model):
     """GPT-2 over the codes of one patch; in place of the begin code it reads the encoder's state."""
 
     def __init__(self, config: GPT2Config):
-        super().__init__()
+        super().__init__(config)
         self.base = GPT2LMHeadModel(config)
 
     def forward(self, states: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
@@ -104,19 +123,34 @@ class M3TokenDecoder(nn.Module):
         masks = (patches != M3Patchilizer.pad_token_id).long()
         return self.base(inputs_embeds=embedded, attention_mask=masks, use_cache=False).logits
 
+    @torch.inference_mode()
+    def generate(self, patch_feature: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
+        """Gives the probability of each code to come next in a patch.
 
-class M3Output(NamedTuple):
-    """Loss over the N selected patches and, in evaluation mode, the logits [N, S, 128] of each next code."""
+        Args:
+            patch_feature: the encoder's state of the patch [H].
+            tokens: the codes that are written so far [n], the begin code first.
 
-    loss: torch.Tensor
-    logits: torch.Tensor | None
+        Returns:
+            Probabilities float32 [128].
+        """
+        states, codes = patch_feature.reshape(1, -1).to(self.device), tokens.reshape(1, -1).to(self.device)
+        return self(states, codes.long())[0, -1].float().softmax(-1).cpu().numpy()
 
 
-class M3Model(nn.Module):
+@dataclass
+class M3Output(ModelOutput):
+    """Loss over the N selected patches, and the logits [N, S, 128] of each next code; by name, attribute or index."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class M3Model(Model):
     """Masked auto-encoder: the encoder reads a piece, the decoder writes its selected patches."""
 
     def __init__(self, encoder_config: BertConfig, decoder_config: GPT2Config):
-        super().__init__()
+        super().__init__(encoder_config)
         self.encoder = M3PatchEncoder(encoder_config, decoder_config.n_positions)
         self.decoder = M3TokenDecoder(decoder_config)
 
@@ -130,16 +164,17 @@ class M3Model(nn.Module):
         input_masks: torch.Tensor,
         selected_indices: torch.Tensor,
         target_patches: torch.Tensor,
+        with_logits: bool = True,
     ) -> M3Output:
         """Cross-entropy of each next code of the patches where `selected_indices` [B, L] is not 0.
 
-        In training the patches are decoded in groups of like length: most of a patch is padding, and the
-        loss is the same without it.
+        Without the logits the patches are decoded in groups of like length, which is faster: most of a patch is
+        padding, and the loss is the same without it.
         """
-        selected = selected_indices.bool()
-        states = self.encoder(input_patches, input_masks)[selected]
-        targets = target_patches[selected].long()
-        if not self.training:
+        selected = selected_indices.to(self.device).bool()
+        states = self.encoder(input_patches, input_masks).last_hidden_state[selected]
+        targets = target_patches.to(self.device)[selected].long()
+        if with_logits:
             logits = self.decoder(states, targets)
             return M3Output(_next_code_loss(logits, targets), logits)
         lengths = (targets != M3Patchilizer.pad_token_id).sum(1)
@@ -165,11 +200,11 @@ class M3Model(nn.Module):
         Each code is drawn at `temperature` from the `top_k` likeliest (0: all) that make up `top_p` of the
         probability; `seed` makes the drawing repeatable.
         """
-        device, rng = self.encoder.patch_embedding.weight.device, np.random.default_rng(seed)
+        device, rng = self.device, np.random.default_rng(seed)
         piece = np.array(patches, dtype=np.uint8)
         piece[masked_indices] = patchilizer.mask_token_id
         inputs = torch.from_numpy(piece).to(device)[None]
-        states = self.encoder(inputs, torch.ones(inputs.shape[:2], device=device))[0, masked_indices]
+        states = self.encoder(inputs, torch.ones(inputs.shape[:2])).last_hidden_state[0, masked_indices]
         written = torch.full((len(states), 1), patchilizer.bos_token_id, device=device)
         ended = np.zeros(len(states), dtype=bool)
         while written.shape[1] < patchilizer.patch_size and not ended.all():
@@ -204,7 +239,7 @@ def _draw(probabilities: np.ndarray, temperature: float, top_k: int, top_p: floa
     return rng.choice(len(probabilities), p=probabilities)
 
 
-class CLaMP3Model(nn.Module):
+class CLaMP3Model(Model):
     """Text, symbolic and audio encoders, each averaged over its mask and projected into one space."""
 
     def __init__(
@@ -217,7 +252,7 @@ class CLaMP3Model(nn.Module):
         learned_temperature: bool = False,
         patch_size: int = 64,
     ):
-        super().__init__()
+        super().__init__(symbolic_config)
         self.text_model = _in_published_order(AutoModel.from_config(text_config))
         self.text_proj = nn.Linear(text_config.hidden_size, hidden_size)
         self.symbolic_model = M3PatchEncoder(symbolic_config, patch_size)
@@ -250,20 +285,30 @@ class CLaMP3Model(nn.Module):
         for part in PARTS:
             getattr(self, part).requires_grad_(part not in freeze_list)
 
-    def get_text_features(self, inputs: torch.Tensor, masks: torch.Tensor, get_global: bool = False) -> torch.Tensor:
-        """Token ids [B, L] -> last hidden states [B, L, H], or with `get_global` vectors [B, joint size]."""
+    def get_text_features(
+        self, text_inputs: torch.Tensor, text_masks: torch.Tensor, get_global: bool = False
+    ) -> torch.Tensor:
+        """Token ids [B, L] -> last hidden states [B, L, H], or with `get_global` vectors [B, joint size].
+
+        Inputs may be of any type of whole number and masks of any type, on any device; so for all three encoders.
+        """
+        inputs, masks = text_inputs.to(self.device), text_masks.to(self.device)
         states = self.text_model(input_ids=inputs.long(), attention_mask=masks).last_hidden_state
         return self.text_proj(masked_mean(states, masks)) if get_global else states
 
     def get_symbolic_features(
-        self, inputs: torch.Tensor, masks: torch.Tensor, get_global: bool = False
+        self, symbolic_inputs: torch.Tensor, symbolic_masks: torch.Tensor, get_global: bool = False
     ) -> torch.Tensor:
         """Patches [B, L, S] -> last hidden states [B, L, H], or with `get_global` vectors [B, joint size]."""
-        states = self.symbolic_model(inputs, masks)
+        masks = symbolic_masks.to(self.device)
+        states = self.symbolic_model(symbolic_inputs, masks).last_hidden_state
         return self.symbolic_proj(masked_mean(states, masks)) if get_global else states
 
-    def get_audio_features(self, inputs: torch.Tensor, masks: torch.Tensor, get_global: bool = False) -> torch.Tensor:
+    def get_audio_features(
+        self, audio_inputs: torch.Tensor, audio_masks: torch.Tensor, get_global: bool = False
+    ) -> torch.Tensor:
         """MERT features [B, L, H] -> last hidden states, or with `get_global` vectors [B, joint size]."""
+        inputs, masks = audio_inputs.to(self.device, self.dtype), audio_masks.to(self.device)
         states = self.audio_model(inputs_embeds=inputs, attention_mask=masks).last_hidden_state
         return self.audio_proj(masked_mean(states, masks)) if get_global else states
 

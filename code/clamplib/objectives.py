@@ -41,7 +41,7 @@ def _count_targets(batch: dict) -> torch.Tensor:
 
 
 def _m3_loss(model: M3Model, batch: dict) -> torch.Tensor:
-    loss = model(**batch).loss
+    loss = model(**batch, with_logits=False).loss
     if distributed.world_size() == 1:
         return loss
     count = all_count = _count_targets(batch).to(loss.dtype)
@@ -54,7 +54,7 @@ def _evaluate_m3(model: M3Model, batches: Iterable[dict]) -> dict[str, float]:
     losses, counts = 0.0, 0
     for batch in batches:
         count = _count_targets(batch).item()
-        losses += model(**batch).loss.item() * count
+        losses += model(**batch, with_logits=False).loss.item() * count
         counts += count
     return {"loss": distributed.total(losses) / distributed.total(counts)}
 

@@ -6,6 +6,7 @@ end, padding. Codes 0 to 3 are pad, begin, end and mask; all others are ASCII ch
 
 import random
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from unidecode import unidecode
@@ -34,12 +35,17 @@ class M3Patchilizer:
     def encode(
         self,
         item: str,
+        patch_size: int | None = None,
         add_special_patches: bool = False,
         truncate: bool = False,
         random_truncate: bool = False,
         rng: random.Random | None = None,
     ) -> list[list[int]]:
-        """`encode_array` as lists."""
+        """`encode_array` as lists, of another patch size where one is given."""
+        if patch_size not in (None, self.patch_size):
+            return M3Patchilizer(patch_size, self.patch_length).encode(
+                item, None, add_special_patches, truncate, random_truncate, rng
+            )
         return self.encode_array(item, add_special_patches, truncate, random_truncate, rng).tolist()
 
     def encode_array(
@@ -64,22 +70,48 @@ class M3Patchilizer:
         if (truncate or random_truncate) and len(texts) > self.patch_length:
             start = self._random_start(len(texts), rng or random) if random_truncate else 0
             texts = texts[start : start + self.patch_length]
-        return self._pack(texts)
+        return self._pack(texts, self.patch_size)
 
     def split(self, item: str) -> list[str]:
         """Texts of a piece's patches, before they are cut to the patch size."""
         lines = _LINE.findall(unidecode(item.replace("L:1/8\n", "")))
         if lines and lines[0].split(" ")[0] == FIRST_WORD:
             return self._split_mtf(lines)
-        return [text for line in lines for text in _split_abc(line)]
+        return [text for line in lines for text in self._split_abc(line)]
 
-    def decode(self, patches: np.ndarray | list[list[int]]) -> str:
+    def split_bars(self, lines: Sequence[str]) -> list[str]:
+        """Bars of lines of music, each with the bar line that closes it. What follows the last bar line is dropped.
+
+        Where bar lines follow each other without music between them, they pair up as music and bar line do:
+        the published weights were trained on that.
+        """
+        parts = [part for part in _BAR_LINE.split("".join(lines)) if part]
+        if len(parts) > 1 and parts[0] in BAR_LINES:
+            parts[:2] = [parts[0] + parts[1]]
+        return [music + bar_line for music, bar_line in zip(parts[::2], parts[1::2], strict=False)]
+
+    def bar2patch(self, bar: str, patch_size: int | None = None) -> list[int]:
+        """The patch [patch_size] of one bar, header line or group of messages in ASCII, cut if it is too long."""
+        return self._pack([bar], patch_size or self.patch_size)[0].tolist()
+
+    def patch2bar(self, patch: np.ndarray | Sequence[int]) -> str:
+        """Text of one patch, special codes left out."""
+        return "".join(chr(code) for code in patch if code > self.mask_token_id)
+
+    def decode(self, patches: np.ndarray | Sequence[Sequence[int]]) -> str:
         """Text of patches [n, patch_size], special codes left out."""
-        return "".join(chr(code) for patch in patches for code in patch if code > self.mask_token_id)
+        return "".join(map(self.patch2bar, patches))
 
     def count_cut(self, patches: np.ndarray) -> int:
         """How many of the patches [n, patch_size] lost their end because the bar was too long."""
         return int((patches[:, -1] > self.mask_token_id).sum())
+
+    def _split_abc(self, line: str) -> list[str]:
+        """A header line whole, or the bars of a line of music, the last with the line's end."""
+        if _HEADER_LINE.match(line):
+            return [line]
+        bars = self.split_bars(line)
+        return [*bars[:-1], bars[-1] + "\n"] if bars else []
 
     def _split_mtf(self, lines: list[str]) -> list[str]:
         """Groups neighbouring messages of one type: the type once, then the values of each after a tab."""
@@ -97,22 +129,7 @@ class M3Patchilizer:
         last = count - self.patch_length
         return rng.choice((0, last, rng.randint(1, last)))
 
-    def _pack(self, texts: list[str]) -> np.ndarray:
-        size, begin, end = self.patch_size, chr(self.bos_token_id), chr(self.eos_token_id)
+    def _pack(self, texts: list[str], size: int) -> np.ndarray:
+        begin, end = chr(self.bos_token_id), chr(self.eos_token_id)
         rows = "".join((begin + text + end)[:size].ljust(size, "\0") for text in texts)
         return np.frombuffer(bytearray(rows, "ascii"), dtype=np.uint8).reshape(-1, size)
-
-
-def _split_abc(line: str) -> list[str]:
-    """Bars of a line of music, each with the bar line that closes it; a header line stays whole.
-
-    Where bar lines follow each other without music between them, they pair up as music and bar line do:
-    the published weights were trained on that.
-    """
-    if _HEADER_LINE.match(line):
-        return [line]
-    parts = [part for part in _BAR_LINE.split(line) if part]
-    if parts[0] in BAR_LINES and len(parts) > 1:
-        parts[:2] = [parts[0] + parts[1]]
-    bars = [music + bar_line for music, bar_line in zip(parts[::2], parts[1::2], strict=False)]
-    return [*bars[:-1], bars[-1] + "\n"] if bars else []

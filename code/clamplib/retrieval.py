@@ -97,29 +97,16 @@ def normalise(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (vectors / lengths[:, None]).astype(np.float32, copy=False), lengths
 
 
-def load_query(path: str | Path, references: Features, name: str | Path) -> np.ndarray:
-    """One feature file as a unit row [1, D] to compare with `references`, whose folder is called `name`."""
-    vector = load_vector(path)
-    _check_comparable(path, read_space(path), len(vector), name, references)
-    return normalise(vector[None])[0]
-
-
 def load_folders(query_folder: str | Path, reference_folder: str | Path) -> tuple[Features, Features]:
-    """The features of two folders. InputError where they cannot be compared."""
+    """The features of two folders, or of a file and a folder. InputError where they cannot be compared."""
     queries, references = load_features(query_folder), load_features(reference_folder)
-    _check_comparable(query_folder, queries.space, queries.matrix.shape[1], reference_folder, references)
-    return queries, references
-
-
-def _check_comparable(
-    name: str | Path, space: dict | None, width: int, reference_name: str | Path, references: Features
-) -> None:
-    check_same_space(name, space, reference_name, references.space)
-    if width != references.matrix.shape[1]:
+    check_same_space(query_folder, queries.space, reference_folder, references.space)
+    width, expected = queries.matrix.shape[1], references.matrix.shape[1]
+    if width != expected:
         raise InputError(
-            f"{show(name)}: expected {references.matrix.shape[1]} values a vector as in "
-            f"{show(reference_name)}, got {width}"
+            f"{show(query_folder)}: expected {expected} values per vector as in {show(reference_folder)}, got {width}"
         )
+    return queries, references
 
 
 def search(query: np.ndarray, references: np.ndarray, top_k: int = 10) -> tuple[np.ndarray, np.ndarray]:

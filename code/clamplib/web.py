@@ -184,7 +184,7 @@ class _Site:
         if not text:
             raise InputError("expected words to search for in q")
         return await self._answer(
-            request, lambda: ({"text": text}, self.encoder.encode(text, "text")[0]), limiter=self.model_in_use
+            request, lambda: ({"text": text}, self.encoder.encode(text, "text")), limiter=self.model_in_use
         )
 
     async def search_file(self, request: Request) -> Response:
@@ -208,8 +208,8 @@ class _Site:
             try:
                 if is_image(path):
                     caption = self.encoder.caption(path)
-                    return {"file": name, "caption": caption}, self.encoder.encode(caption, "text")[0]
-                return {"file": name}, self.encoder.encode(tunes(path)[0])[0]
+                    return {"file": name, "caption": caption}, self.encoder.encode(caption, "text")
+                return {"file": name}, self.encoder.encode(tunes(path)[0])
             except InputError as error:
                 raise InputError(str(error).replace(str(path), name)) from error
             except FileNotFoundError as error:  # the weights of what hears, or sees

@@ -1,0 +1,18 @@
+"""The files of a folder that are closest to one file, by CLaMP 3: scores, MIDI, recordings, images and texts."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))  # this clone's library and settings
+
+from clamplib.comparisons import RAW_FILES, run_raw, run_search, search_parser
+
+EXAMPLE = "example: python clamp3_search.py lament.txt music --top_k 5"
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_raw(run_search, search_parser(__doc__, EXAMPLE, RAW_FILES), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
