@@ -28,7 +28,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench
 
-# With Essen, whose licence is non-commercial, the model is not put into the package.
+# With Essen, whose license is non-commercial, the model is not put into the package.
 mini: $(READY)  ## trains mini from nothing: make mini OPENSCORE=folder [ESSEN=1]
 	rm -rf $(DATA)
 	$(BIN)/python mini/build.py $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))  # this clone's library and settings
 
-from clamplib.batch import add_variant
+from clamplib.command import add_variant
 
 EXAMPLE = "example: python clamp3_embd.py music features --get_global"
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     words = ["embed", args.input_dir, args.output_dir, "--images"]
     words += [] if args.get_global else ["--temporal"]
     words += ["--variant", args.variant] if args.variant else []
-    from clamplib import cli
+    from clamplib.app import cli
 
     return cli.main(words)
 

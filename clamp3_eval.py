@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))  # this clone's library and settings
 
-from clamplib.comparisons import RAW_FILES, pairs_parser, run_eval, run_raw
+from clamplib.app.comparisons import RAW_FILES, pairs_parser, run_eval, run_raw
 
 EXAMPLE = "example: python clamp3_eval.py texts music"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))  # this clone's library and settings
 
-from clamplib.comparisons import RAW_FILES, run_raw, run_score, score_parser
+from clamplib.app.comparisons import RAW_FILES, run_raw, run_score, score_parser
 
 EXAMPLE = "example: python clamp3_score.py generated real --group"
 

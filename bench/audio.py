@@ -3,9 +3,9 @@
 import numpy as np
 from bench.timing import seconds
 
-from clamplib.audio import windows
-from clamplib.sound import Waveform
-from clamplib.spectral import RATE, SECONDS, recording_features, spectral_features, spectrogram
+from clamplib.audio import Waveform
+from clamplib.audio.decoding import windows
+from clamplib.audio.spectral import RATE, SECONDS, recording_features, spectral_features, spectrogram
 
 LENGTH = 300  # seconds of sound
 

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from abctoolkit import xml2abc
 
-from clamplib.batch import text_writer
+from clamplib.command import text_writer
 from clamplib.files import InputError, run_batch
-from clamplib.mtf import midi_to_mtf
-from clamplib.notation import interleave, xml_to_abc
+from clamplib.formats.mtf import midi_to_mtf
+from clamplib.formats.notation import interleave, xml_to_abc
 
 SCORES, MIDIS = 160, 60
 LARGEST = 100_000  # bytes of a score, so that a few symphonies do not decide the time

@@ -11,12 +11,12 @@ import music21
 import numpy as np
 from bench.timing import seconds
 
-from clamplib.cache import VectorCache
-from clamplib.encoder import CLaMP3Encoder
-from clamplib.index import ExactIndex, Record
-from clamplib.library import embed_library, find_sources
-from clamplib.notation import split_tunes
-from clamplib.retrieval import normalise
+from clamplib.embedding.cache import VectorCache
+from clamplib.embedding.collections import embed_library, find_sources
+from clamplib.embedding.encoder import CLaMP3Encoder
+from clamplib.formats.notation import split_tunes
+from clamplib.retrieval.index import ExactIndex, Record
+from clamplib.retrieval.similarity import normalize
 
 FILES = 200
 SAMPLE = 40  # files that are embedded one at a time
@@ -55,8 +55,8 @@ def _embedding(folder: Path) -> list[dict]:
 
 def _searching(folder: Path) -> list[dict]:
     rng = np.random.default_rng(0)
-    matrix = normalise(rng.standard_normal((RECORDS, SIZE), np.float32))[0]
-    queries = normalise(rng.standard_normal((QUERIES, SIZE), np.float32))[0]
+    matrix = normalize(rng.standard_normal((RECORDS, SIZE), np.float32))[0]
+    queries = normalize(rng.standard_normal((QUERIES, SIZE), np.float32))[0]
     records = [Record(f"/music/{n % 100}/{n}.abc", f"{n:064x}", LABELS[n % len(LABELS)]) for n in range(RECORDS)]
     index = ExactIndex(folder, None, SIZE)
     for start in range(0, RECORDS, BATCH):

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from clamplib.checkpoints import Loaded
-from clamplib.encoding import clamp3_encoders, encode
-from clamplib.geometry import Geometry
-from clamplib.models import CLaMP3Model
-from clamplib.notation import split_tunes
-from clamplib.patchilizer import M3Patchilizer
+from clamplib.embedding.encoding import clamp3_encoders, encode
+from clamplib.formats.notation import split_tunes
+from clamplib.formats.patchilizer import M3Patchilizer
+from clamplib.models.checkpoints import Loaded
+from clamplib.models.encoders import CLaMP3Model
+from clamplib.models.geometry import Geometry
 
 ITEMS = 48
 SAMPLE = 6  # items that the naive way is timed on

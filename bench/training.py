@@ -16,16 +16,16 @@ from bench.models import XLM_R
 from transformers import AutoTokenizer
 
 import clamplib
-from clamplib.datasets import CLaMP3Dataset
-from clamplib.geometry import Geometry
-from clamplib.loading import CollateCLaMP3, Stopwatch, make_loader
-from clamplib.models import CLaMP3Model
-from clamplib.objectives import clamp3_objective
-from clamplib.packing import pack
-from clamplib.patchilizer import M3Patchilizer
-from clamplib.pieces import read_pieces
-from clamplib.training import to_device
-from clamplib.training_state import Recipe, TrainingState
+from clamplib.formats.patchilizer import M3Patchilizer
+from clamplib.models.encoders import CLaMP3Model
+from clamplib.models.geometry import Geometry
+from clamplib.training.batches import CollateCLaMP3, Stopwatch, make_loader
+from clamplib.training.datasets import CLaMP3Dataset
+from clamplib.training.loop import to_device
+from clamplib.training.objectives import clamp3_objective
+from clamplib.training.packing import pack
+from clamplib.training.pieces import read_pieces
+from clamplib.training.state import Recipe, TrainingState
 
 MINI = Path(clamplib.__file__).parent / "mini"
 GPU = torch.cuda.is_available()

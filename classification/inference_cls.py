@@ -6,9 +6,9 @@ With --probabilities: {feature path: {"label": label, "probabilities": {label: p
 import argparse
 import sys
 
+from clamplib.evaluation.labels import save_labels
+from clamplib.evaluation.probe import classify_folder
 from clamplib.files import InputError
-from clamplib.labels import save_labels
-from clamplib.probe import classify_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{len(features)} features labelled, saved in '{args.output_file}'.")
+    print(f"{len(features)} features labeled, saved in '{args.output_file}'.")
     for failure in features.failures:
         print(f"left out: {failure}", file=sys.stderr)
     return 1 if features.failures else 0

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from clamplib import curves, distributed
-from clamplib.batch import positive
-from clamplib.confusion import describe_confusion, draw_confusion
-from clamplib.examples import Examples, labelled, split
+from clamplib.command import positive
+from clamplib.evaluation.classification import Examples, describe_confusion, draw_confusion, labeled, split
+from clamplib.evaluation.labels import FROM_NAMES, merged_warning
+from clamplib.evaluation.probe import Recipe, train
 from clamplib.files import InputError, atomic_path
-from clamplib.labels import FROM_NAMES, merged_warning
-from clamplib.probe import Recipe, train
-from clamplib.retrieval import Features, load_features, load_folders
+from clamplib.models import distributed
+from clamplib.retrieval.similarity import Features, load_features, load_folders
+from clamplib.training.state import start_curves
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,17 +64,17 @@ def load(args: argparse.Namespace) -> tuple[Examples, Examples, Features, list[E
     """Examples to train and to evaluate on, the features of the first, and the files that were left out."""
     if args.eval_folder is None:
         features = load_features(args.train_folder)
-        examples = labelled(features, args.train_folder, args.labels)
+        examples = labeled(features, args.train_folder, args.labels)
         return *split(examples, args.eval_split, args.seed), features, features.failures
     evaluation, features = load_folders(args.eval_folder, args.train_folder)
-    parts = [labelled(features, args.train_folder, args.labels), labelled(evaluation, args.eval_folder, args.labels)]
+    parts = [labeled(features, args.train_folder, args.labels), labeled(evaluation, args.eval_folder, args.labels)]
     return *parts, features, features.failures + evaluation.failures
 
 
 @contextmanager
 def logged(path: Path, args: argparse.Namespace) -> Iterator[Callable[[dict], None]]:
     """A function that takes the numbers of an epoch to the log, and to wandb if that is wanted."""
-    send = curves.start(
+    send = start_curves(
         project="clamp3-probe", name=path.stem, settings=vars(args), key=args.wandb_key, wanted=args.wandb_log
     )
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as log:

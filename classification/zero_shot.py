@@ -7,10 +7,10 @@ whose directions are averaged. With true labels, accuracy, macro F1 and the conf
 import argparse
 import sys
 
-from clamplib.confusion import describe_confusion, draw_confusion
+from clamplib.evaluation.classification import describe_confusion, draw_confusion
+from clamplib.evaluation.labels import save_labels
+from clamplib.evaluation.zero_shot import Labeling, judge, label_folder, save_prototypes
 from clamplib.files import InputError, show
-from clamplib.labels import save_labels
-from clamplib.zero_shot import Labelling, judge, label_folder, save_prototypes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def show_labels(found: Labelling, output: str | None) -> None:
+def show_labels(found: Labeling, output: str | None) -> None:
     if output:
         labels = [found.classes[number] for number in found.predicted]
         save_labels(output, {str(path): label for path, label in zip(found.features.paths, labels, strict=True)})

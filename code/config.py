@@ -72,7 +72,7 @@ HIDE_HEADER_RATIO = 0.0  # share of ABC items that lose their lines K: M: L: Q: 
 
 # -------------------------------------------------------------------- CLaMP 3: loss
 LOGIT_SCALE = 1  # factor of the dot products, or where it begins if it is learned
-LEARNED_TEMPERATURE = False  # True: normalised features, and a factor that is learned
+LEARNED_TEMPERATURE = False  # True: normalized features, and a factor that is learned
 MASK_SAME_TEXT = False  # True: items that share their text or id are no negatives of each other
 PAIR_WEIGHT = 0.0  # above 0: two files of a piece each step (audio: a score too), contrasted with this weight
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from clamplib.checkpoints import load_clamp3, load_m3, save_variant
 from clamplib.files import InputError
-from clamplib.settings import load_tokenizer, make_geometry
+from clamplib.models.checkpoints import load_clamp3, load_m3, save_variant
+from clamplib.models.settings import load_tokenizer, make_geometry
 from utils import load_settings
 
 EXAMPLE = "example: python code/export_clamp3.py code/clamplib/mini --config mini/config.py"

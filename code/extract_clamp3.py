@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from clamplib import distributed
-from clamplib.batch import add_variant, positive
-from clamplib.checkpoints import Loaded
-from clamplib.encoding import CPU_BATCH_SIZE, GPU_BATCH_SIZE
-from clamplib.extraction import extract_files, input_files
-from clamplib.sequences import MODALITIES
-from clamplib.settings import load_clamp3
+from clamplib.command import add_variant, positive
+from clamplib.embedding.encoding import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from clamplib.embedding.extraction import extract_files, input_files
+from clamplib.embedding.sequences import MODALITIES
+from clamplib.models import distributed
+from clamplib.models.checkpoints import Loaded
+from clamplib.models.settings import load_clamp3
 from utils import CONFIG
 
 EXAMPLE = "example: accelerate launch extract_clamp3.py scores features/scores --get_global"

@@ -5,8 +5,8 @@ Takes interleaved .abc and .mtf. Each file gives one .npy of the last hidden sta
 
 import sys
 
-from clamplib.checkpoints import Loaded
-from clamplib.settings import load_m3
+from clamplib.models.checkpoints import Loaded
+from clamplib.models.settings import load_m3
 from extract_clamp3 import build_parser, run
 from utils import CONFIG
 

@@ -7,7 +7,7 @@ import argparse
 import re
 import sys
 
-from clamplib.packing import pack
+from clamplib.training.packing import pack
 
 EXAMPLE = "example: python pack_shards.py pieces.jsonl packed/ --shard_size 1GB"
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}

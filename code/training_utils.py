@@ -14,16 +14,16 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModel, PreTrainedModel
 
-from clamplib import curves, distributed
-from clamplib.datasets import CLaMP3Dataset, M3Dataset
-from clamplib.loading import CollateCLaMP3, collate_m3, make_loader
-from clamplib.models import CLaMP3Model, M3Model
-from clamplib.objectives import clamp3_objective, m3_objective
-from clamplib.patchilizer import M3Patchilizer
-from clamplib.pieces import m3_files, read_pieces, split_items
-from clamplib.settings import load_m3_encoder, load_tokenizer, make_geometry
-from clamplib.training import train
-from clamplib.training_state import Recipe
+from clamplib.formats.patchilizer import M3Patchilizer
+from clamplib.models import distributed
+from clamplib.models.encoders import CLaMP3Model, M3Model
+from clamplib.models.settings import load_m3_encoder, load_tokenizer, make_geometry
+from clamplib.training.batches import CollateCLaMP3, collate_m3, make_loader
+from clamplib.training.datasets import CLaMP3Dataset, M3Dataset
+from clamplib.training.loop import train
+from clamplib.training.objectives import clamp3_objective, m3_objective
+from clamplib.training.pieces import m3_files, read_pieces, split_items
+from clamplib.training.state import Recipe, start_curves
 from utils import load_settings
 
 NAMED_PROBLEMS = 10
@@ -78,7 +78,7 @@ def _train(modality: str | None, settings: SimpleNamespace, model_name: str, dev
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
                 part.set_attn_implementation("eager")  # its backward pass is the faster one there
-    report = curves.start(
+    report = start_curves(
         project=model_name.lower(),
         name=recipe.weights_path.stem,
         settings=vars(settings),

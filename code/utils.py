@@ -16,10 +16,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig
 
-from clamplib import models, patchilizer, settings
-from clamplib.augment import corrupt_patches, remove_instrument_info, select_patches
-from clamplib.loss import contrastive_loss
-from clamplib.models import M3Model, M3TokenDecoder
+from clamplib.formats import patchilizer
+from clamplib.models import encoders as models
+from clamplib.models import settings
+from clamplib.models.encoders import M3Model, M3TokenDecoder
+from clamplib.models.loss import contrastive_loss
+from clamplib.training.augment import corrupt_patches, remove_instrument_info, select_patches
 
 CONFIG = Path(__file__).resolve().with_name("config.py")  # of this clone, wherever the library is installed
 CONSTANTS = settings.read_assignments(CONFIG)

@@ -28,8 +28,8 @@ from pathlib import Path
 import joblib
 from tqdm import tqdm
 
-from clamplib.augment import text_lines
 from clamplib.files import Report
+from clamplib.training.augment import text_lines
 from convert import Notes, convert, count_bars
 from corpus import ESSEN, Piece, pieces, read_key, with_key
 from text_model import make_text_model

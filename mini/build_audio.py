@@ -23,11 +23,11 @@ from scipy.ndimage import zoom
 from tqdm import tqdm
 
 from build import audio_name, facts_of, held_out_clips, read_jsonl, text_fields, write_jsonl
-from clamplib.audio import windows
+from clamplib.audio import Waveform
+from clamplib.audio.decoding import windows
+from clamplib.audio.spectral import BINS, MINIMUM, OCTAVES, PITCH_CLASSES, RATE, SECONDS, spectral_features, spectrogram
 from clamplib.files import Report, run_batch
-from clamplib.mtf import mtf_to_midi
-from clamplib.sound import Waveform
-from clamplib.spectral import BINS, MINIMUM, OCTAVES, PITCH_CLASSES, RATE, SECONDS, spectral_features, spectrogram
+from clamplib.formats.mtf import mtf_to_midi
 from render import MERLIN, TIMGM6MB, render
 from texts import Facts
 

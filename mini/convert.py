@@ -11,8 +11,8 @@ import mido
 import verovio
 from abctoolkit.transpose import transpose_an_abc_text
 
-from clamplib.mtf import midi_to_mtf
-from clamplib.notation import abc_to_xml, interleave, xml_to_abc
+from clamplib.formats.mtf import midi_to_mtf
+from clamplib.formats.notation import abc_to_xml, interleave, xml_to_abc
 from corpus import Piece, read_musicxml
 
 FIELD = re.compile(r"[A-Za-z]:|%")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import music21
 
-from clamplib.notation import split_tunes
-from clamplib.scores import to_musicxml
+from clamplib.formats.notation import split_tunes
+from clamplib.formats.score_files import to_musicxml
 from texts import Facts
 
 CORPUS = Path(music21.__file__).parent / "corpus"

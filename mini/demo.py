@@ -19,8 +19,8 @@ import joblib
 import soundfile
 from tqdm import tqdm
 
-from clamplib.notation import abc_to_xml
-from clamplib.spectral import RATE
+from clamplib.audio.spectral import RATE
+from clamplib.formats.notation import abc_to_xml
 from convert import to_midi, without_labels
 from corpus import KINDS, Piece, pieces
 from render import MERLIN, render

@@ -19,12 +19,13 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from build import audio_name, held_out_clips
-from clamplib.arrays import load_array
-from clamplib.augment import hide_header, remove_instrument_info
-from clamplib.checkpoints import load_clamp3
-from clamplib.encoding import encode_audio, encode_scores, encode_texts
-from clamplib.metrics import retrieval_metrics
-from clamplib.retrieval import normalise, vector_ranks
+from clamplib.embedding.encoding import encode_audio, encode_scores, encode_texts
+from clamplib.evaluation.metrics import retrieval_metrics
+from clamplib.evaluation.pairs import vector_ranks
+from clamplib.files import load_array
+from clamplib.models.checkpoints import load_clamp3
+from clamplib.retrieval.similarity import normalize
+from clamplib.training.augment import hide_header, remove_instrument_info
 from corpus import ESSEN, KINDS
 from texts import LANGUAGES, Facts, caption, prompts
 
@@ -221,7 +222,7 @@ def tfidf_neighbours(data: Path, tunes: Pieces, captions: list[str]) -> float:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    return normalise(vectors)[0]
+    return normalize(vectors)[0]
 
 
 def mrr(queries: np.ndarray, references: np.ndarray) -> float:

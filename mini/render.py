@@ -15,7 +15,7 @@ import numpy as np
 import scipy.signal
 import soundfile
 
-from clamplib.spectral import RATE
+from clamplib.audio.spectral import RATE
 
 CLIP_SECONDS = 30
 TIMGM6MB = ("pretty_midi", "TimGM6mb.sf2")  # a package from the index, and the font in it

@@ -7,8 +7,8 @@ of the two folders' mean vectors.
 
 import sys
 
-from clamplib.comparisons import FEATURES, run_score, score_parser
-from clamplib.retrieval import load_folders
+from clamplib.app.comparisons import FEATURES, run_score, score_parser
+from clamplib.retrieval.similarity import load_folders
 
 EXAMPLE = "example: python clamp3_score.py features/generated features/real --group"
 

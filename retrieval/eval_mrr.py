@@ -7,8 +7,8 @@ JSON line.
 
 import sys
 
-from clamplib.comparisons import FEATURES, pairs_parser, run_eval
-from clamplib.retrieval import load_folders
+from clamplib.app.comparisons import FEATURES, pairs_parser, run_eval
+from clamplib.retrieval.similarity import load_folders
 
 EXAMPLE = "example: python eval_mrr.py features/text features/scores"
 

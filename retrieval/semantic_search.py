@@ -2,8 +2,8 @@
 
 import sys
 
-from clamplib.comparisons import FEATURES, run_search, search_parser
-from clamplib.retrieval import load_folders
+from clamplib.app.comparisons import FEATURES, run_search, search_parser
+from clamplib.retrieval.similarity import load_folders
 
 EXAMPLE = "example: python semantic_search.py features/text/waltz.npy features/scores --top_k 5"
 

@@ -15,7 +15,9 @@ import pytest
 from sound import sine, write
 
 import demo
-from clamplib import CLaMP3Encoder, checkpoints, cli
+from clamplib import CLaMP3Encoder
+from clamplib.app import cli
+from clamplib.models import checkpoints
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -54,7 +56,7 @@ def workplace(tmp_path_factory, golden) -> Path:
 def run(command: str, place: Path) -> str:
     """Runs a command of the README where somebody would; returns what it prints."""
     words = shlex.split(command)
-    python = {"python": [sys.executable], "clamp3": [sys.executable, "-m", "clamplib.cli"]}
+    python = {"python": [sys.executable], "clamp3": [sys.executable, "-m", "clamplib.app.cli"]}
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "error"}
     done = subprocess.run(python[words[0]] + words[1:], cwd=place, env=env, text=True, capture_output=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
@@ -98,7 +100,7 @@ def test_one_command_one_page(music, monkeypatch, capsys):
         assert cli.main(shlex.split(command)[1:]) == 0, command
         assert capsys.readouterr().out.strip(), command
     assert (music / "map.html").is_file() and (music / "ranks.csv").is_file()
-    words = [sys.executable, "-m", "clamplib.cli", *shlex.split(serve)[1:], "--port", "0"]
+    words = [sys.executable, "-m", "clamplib.app.cli", *shlex.split(serve)[1:], "--port", "0"]
     with subprocess.Popen(words, cwd=music, text=True, stdout=subprocess.PIPE) as server:
         try:
             said = server.stdout.readline()

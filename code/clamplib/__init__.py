@@ -7,15 +7,15 @@ __all__ = ["CLaMP3Encoder", "Waveform"]
 def __getattr__(name: str):
     """The names above and CLaMP3Module, imported when they are asked for: the encoder brings torch with it."""
     if name == "CLaMP3Encoder":
-        from clamplib.encoder import CLaMP3Encoder
+        from clamplib.embedding.encoder import CLaMP3Encoder
 
         return CLaMP3Encoder
     if name == "CLaMP3Module":
-        from clamplib.sentence_transformer import CLaMP3Module
+        from clamplib.embedding.sentence_transformer import CLaMP3Module
 
         return CLaMP3Module
     if name == "Waveform":
-        from clamplib.sound import Waveform
+        from clamplib.audio import Waveform
 
         return Waveform
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,10 +6,10 @@ python preprocessing/abc/batch_abc2xml.py abc_folder xml_folder
 import sys
 from pathlib import Path
 
-from clamplib.batch import batch_parser, convert_folder, text_writer
+from clamplib.command import batch_parser, convert_folder, text_writer
 from clamplib.files import InputError, show
-from clamplib.notation import abc_to_xml, split_tunes
-from clamplib.scores import read_text
+from clamplib.formats.notation import abc_to_xml, split_tunes
+from clamplib.formats.score_files import read_text
 
 input_dir = "<path_to_your_abc_files>"  # what is converted when no folder is given
 

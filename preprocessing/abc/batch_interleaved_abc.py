@@ -6,9 +6,9 @@ python preprocessing/abc/batch_interleaved_abc.py abc_folder interleaved_folder
 import sys
 from pathlib import Path
 
-from clamplib.batch import batch_parser, convert_folder
-from clamplib.notation import bars_differ, interleave
-from clamplib.scores import read_text
+from clamplib.command import batch_parser, convert_folder
+from clamplib.formats.notation import bars_differ, interleave
+from clamplib.formats.score_files import read_text
 
 input_dir = "<path_to_your_abc_files>"  # what is converted when no folder is given
 

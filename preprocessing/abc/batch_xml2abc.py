@@ -7,8 +7,8 @@ A file that holds many tunes gives one output a tune: name-0001.abc, name-0002.a
 
 import sys
 
-from clamplib.batch import batch_parser, convert_folder, text_writer
-from clamplib.scores import SCORE_SUFFIXES, score_to_abc, tunes
+from clamplib.command import batch_parser, convert_folder, text_writer
+from clamplib.formats.score_files import SCORE_SUFFIXES, score_to_abc, tunes
 
 input_dir = "<path_to_your_xml_files>"  # what is converted when no folder is given
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch.nn.functional import pad as pad_with
 
-from clamplib.audio import samples
-from clamplib.sound import Recording
+from clamplib.audio import Recording
+from clamplib.audio.decoding import samples
 
 
 def load_audio(

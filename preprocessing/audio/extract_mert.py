@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from clamplib import distributed
-from clamplib.batch import positive
-from clamplib.extraction import input_files
+from clamplib.audio import SUFFIXES, Recording
+from clamplib.audio.mert import MERT_REPO, load_mert
+from clamplib.command import positive
+from clamplib.embedding.extraction import input_files
+from clamplib.embedding.recordings import encode_recordings, extract_recordings
 from clamplib.files import InputError
-from clamplib.mert import MERT_REPO, load_mert
-from clamplib.recordings import encode_recordings, extract_recordings
-from clamplib.sound import SUFFIXES, Recording
+from clamplib.models import distributed
 
 if TYPE_CHECKING:  # this file also works where its folder is not on the path
     from hf_pretrains import HuBERTFeature
@@ -100,7 +100,7 @@ def mert_infr_features(
     """
     feature_extractor.to(device)
     mert = feature_extractor.mert
-    read = partial(mert.read, normalise=feature_extractor.processor_normalize)
+    read = partial(mert.read, normalize=feature_extractor.processor_normalize)
     [(_, features, error)] = encode_recordings([audio_file], read, mert.encode, batch_size=mert.batch_size, workers=0)
     if error:
         raise InputError(error)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clamplib.batch import batch_parser, convert_folder
-from clamplib.sound import SUFFIXES
-from clamplib.spectral import recording_features
+from clamplib.audio import SUFFIXES
+from clamplib.audio.spectral import recording_features
+from clamplib.command import batch_parser, convert_folder
 
 input_dir = "<path_to_your_recordings>"  # what is read when no folder is given
 

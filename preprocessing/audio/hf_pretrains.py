@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from clamplib.audio import VARIANCE_FLOOR
+from clamplib.audio.decoding import VARIANCE_FLOOR
+from clamplib.audio.mert import load_mert
 from clamplib.files import InputError, show
-from clamplib.mert import load_mert
 
 REDUCTIONS = {
     "mean": lambda states: states.mean(-2),

@@ -8,8 +8,8 @@ import os
 import sys
 from functools import partial
 
-from clamplib.batch import batch_parser, convert_folder, text_writer
-from clamplib.mtf import midi_to_mtf
+from clamplib.command import batch_parser, convert_folder, text_writer
+from clamplib.formats.mtf import midi_to_mtf
 
 input_dir = "<path_to_your_midi_files>"  # what is converted when no folder is given
 m3_compatible = True  # leave out the messages that hold words, as in the training of M3

@@ -6,8 +6,8 @@ python preprocessing/midi/batch_mtf2midi.py mtf_folder midi_folder
 import sys
 from pathlib import Path
 
-from clamplib.batch import batch_parser, convert_folder
-from clamplib.mtf import mtf_to_midi
+from clamplib.command import batch_parser, convert_folder
+from clamplib.formats.mtf import mtf_to_midi
 
 input_dir = "<path_to_your_mtf_files>"  # what is converted when no folder is given
 

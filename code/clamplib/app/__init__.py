@@ -1,0 +1,1 @@
+"""What people use: the clamp3 command, the search page, previews and maps."""

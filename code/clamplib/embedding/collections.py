@@ -1,0 +1,386 @@
+"""Folders of files of any kind as vectors: every file is converted and embedded once, whatever its name becomes.
+
+A file of many tunes is as many sources (see scores.Tune). A vector is found again by the content of its file, what
+the file is taken for, the tune in it, and all that made the vector.
+"""
+
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from clamplib import __version__
+from clamplib.embedding.cache import VectorCache
+from clamplib.embedding.encoder import CLaMP3Encoder
+from clamplib.embedding.extraction import close_jobs, input_files, open_jobs, save_feature
+from clamplib.embedding.reading import BLIP_REPO, FEATURE_SUFFIXES, SUFFIXES, modality_of
+from clamplib.files import InputError, Report, key, run_jobs, sha256, show, walk
+from clamplib.formats.score_files import Tune, tunes
+from clamplib.retrieval.index import Index, Record
+from clamplib.retrieval.similarity import Features, load_features, normalize
+from clamplib.space import check_same_space, read_space
+
+KEPT_AT_ONCE = 16  # vectors; an interrupted run loses few
+FILES_A_JOB = 32  # on a cluster
+LOADING = Lock()  # a worker of Dask is many threads
+
+Source = Path | Tune
+
+
+@dataclass(frozen=True)
+class Library:
+    """The vectors of some sources, and why others have none."""
+
+    sources: list[Source]
+    vectors: np.ndarray  # float32 [N, D], as the model gives them
+    failures: list[dict[str, str]] = field(default_factory=list)  # file, error
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """Unit rows, float32 [N, D]."""
+        return normalize(self.vectors)[0]
+
+    @property
+    def modalities(self) -> list[str]:
+        return [modality_of(source) for source in self.sources]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The vectors of a folder or file to compare with others: what each is of, and why others have none."""
+
+    features: Features
+    sources: list[Source]
+    modalities: list[str]  # "" where unknown
+    failures: list[dict[str, str]]  # file, error
+
+
+class Content(NamedTuple):
+    """What a source held when it was hashed."""
+
+    key: str  # names its vector
+    state: tuple[int, int, int] | None  # of the file; what changes when its content does
+
+
+@dataclass(frozen=True)
+class IndexUpdate:
+    """What has become of an index."""
+
+    changed: int  # records that are new, or of another content, label or modality than before
+    removed: int
+    failures: list[dict[str, str]]  # file, error
+
+
+def find_sources(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[Source]:
+    """The files under a folder (or the file) that an encoder takes, and the tunes of those that hold many, sorted.
+
+    Images are among them with the encoder's own `suffixes`, if it has a captioner.
+    """
+    return [source for file in walk(path, suffixes) for source in tunes(file)]
+
+
+def embed_library(
+    encoder: CLaMP3Encoder,
+    sources: Sequence[Source],
+    *,
+    cache: VectorCache | None = None,
+    workers: int | None = None,
+    backend: str | None = None,
+    progress: bool = True,
+) -> Library:
+    """The vectors of sources, those that the cache holds from there, the others made and kept there.
+
+    `backend` "ray" or "dask" sends the files to the cluster, whose every process loads the model: they must lie where
+    all can read them.
+    """
+    found, failures = {}, []
+    outcomes = embed_each(encoder, sources, cache=cache, workers=workers, backend=backend)
+    for number, vector, error in tqdm(outcomes, total=len(sources), unit="file", disable=not progress):
+        if error:
+            failures.append({"file": str(sources[number]), "error": error})
+        else:
+            found[number] = vector
+    order = sorted(found)
+    vectors = np.stack([found[number] for number in order]) if order else np.empty((0, encoder.dimension), np.float32)
+    return Library([sources[number] for number in order], vectors, sorted(failures, key=lambda f: f["file"]))
+
+
+def embed_each(
+    encoder: CLaMP3Encoder,
+    sources: Sequence[Source],
+    *,
+    cache: VectorCache | None = None,
+    workers: int | None = None,
+    backend: str | None = None,
+    contents: Mapping[int, Content] | None = None,
+) -> Iterator[tuple[int, np.ndarray | None, str | None]]:
+    """(number, vector [D], None) of each source, or (number, None, why there is none), as they are done.
+
+    `contents`: their `read_contents`, where these are known. A source that has changed since is a failure.
+    """
+    if contents is None:
+        contents = read_contents(encoder, sources, cache) if cache else {}
+    keys = {number: content.key for number, content in contents.items()}
+    known = cache.get(set(keys.values())) if cache else {}
+    ready = {number: known[key] for number, key in keys.items() if key in known}
+    yield from ((number, vector, None) for number, vector in ready.items())
+    missing = [number for number in range(len(sources)) if number not in ready]
+    encoded = _encode(encoder, [sources[number] for number in missing], workers, backend)
+    while some := list(itertools.islice(encoded, KEPT_AT_ONCE)):
+        some = [(missing[place], vector, error) for place, vector, error in some]
+        some = [
+            (number, None, f"{show(sources[number])}: changed while it was read; run it again")
+            if number in contents and _state(sources[number]) != contents[number].state
+            else (number, vector, error)
+            for number, vector, error in some
+        ]
+        if cache:
+            cache.put({keys[number]: vector for number, vector, _ in some if vector is not None and number in keys})
+        yield from some
+
+
+def embed_folder(
+    encoder: CLaMP3Encoder,
+    folder: str | Path,
+    output: str | Path,
+    *,
+    temporal: bool = False,
+    cache: VectorCache | None = None,
+    workers: int | None = None,
+    backend: str | None = None,
+    progress: bool = True,
+) -> Report:
+    """Writes a .npy for every file of a folder (or for one file) that has none up to date, and space.json beside them.
+
+    Args:
+        folder: files of any kind that the encoder takes; sub-folders are kept in the output.
+        output: folder for the vectors [1, D].
+        temporal: writes the last hidden states [1, T, H] instead; they are not cached.
+        cache, backend: as for `embed_library`.
+
+    Returns:
+        What was done and skipped, and the failures, which are in failures.jsonl of the output too.
+
+    Raises:
+        InputError: nothing there can be read, or the output holds another embedding space.
+    """
+    if temporal and backend:
+        raise InputError(f"expected vectors to embed on {backend}; hidden states are made on one machine")
+    files = input_files(folder, output, encoder.suffixes)
+    sources = [source for file in files for source in tunes(file)]
+    space = {**encoder.space, "kind": "clamp3 temporal"} if temporal else encoder.space
+    jobs, report = open_jobs(sources, folder, output, space)
+    wanted = [source for source, _ in jobs]
+    if temporal:
+        outcomes = encoder.encode_each(wanted, pooled=False, workers=workers)
+    else:
+        outcomes = embed_each(encoder, wanted, cache=cache, workers=workers, backend=backend)
+    for number, feature, error in tqdm(outcomes, total=len(wanted), unit="file", disable=not (progress and wanted)):
+        if error:
+            report.add_failure(wanted[number], error)
+        else:
+            save_feature(*jobs[number], np.atleast_2d(feature), report)
+    return close_jobs(report, output)
+
+
+def embed_pair(
+    query: str | Path, references: str | Path, variant: str | Path | None = None
+) -> tuple[Features, Features]:
+    """The vectors of two folders, or of a file and a folder, of raw files or of features; images by their captions.
+
+    Files that cannot be embedded are among the `failures`. InputError where nothing of one of the two can be.
+    """
+    encoder, cache = CLaMP3Encoder.from_pretrained(variant, captioner=BLIP_REPO), VectorCache()
+    both = []
+    for path in (query, references):
+        opened = open_collection(encoder, path, cache=cache)
+        both.append(replace(opened.features, failures=[InputError(failure["error"]) for failure in opened.failures]))
+    return both[0], both[1]
+
+
+def open_collection(
+    encoder: CLaMP3Encoder, path: str | Path, *, cache: VectorCache | None = None, workers: int | None = None
+) -> Collection:
+    """The vectors of a folder or file of any kind, made where it is not of features (.npy) that were extracted before.
+
+    InputError where there is none, or where features are of another space than the encoder's.
+    """
+    if _holds_features(path, encoder.suffixes):
+        features = load_features(path)
+        check_same_space(show(path), features.space, "the variant that was asked for", encoder.space)
+        failures = [{"file": str(path), "error": str(error)} for error in features.failures]
+        return Collection(features, features.paths, [""] * len(features), failures)
+    sources = find_sources(path, encoder.suffixes)
+    library = check_found(embed_library(encoder, sources, cache=cache, workers=workers), path)
+    paths = aliases(library.sources)
+    features = Features([key(own, path) for own in paths], *normalize(library.vectors), paths, [], encoder.space)
+    return Collection(features, library.sources, library.modalities, library.failures)
+
+
+def _holds_features(path: str | Path, embeddable: Sequence[str]) -> bool:
+    """Whether a file is one, or a folder holds features and nothing else that could be embedded, by its suffix."""
+    path = Path(path)
+    if path.is_file():
+        return path.suffix in FEATURE_SUFFIXES
+    if path.is_dir() and read_space(path):
+        return True
+    suffixes = {file.suffix.lower() for file in path.rglob("*")}
+    return not suffixes.isdisjoint(FEATURE_SUFFIXES) and suffixes.isdisjoint(embeddable)
+
+
+def aliases(sources: Sequence[Source]) -> list[Path]:
+    """A path of its own for each: tunes of one file have such in name alone (see scores.Tune)."""
+    return [Path(getattr(source, "alias", source)) for source in sources]
+
+
+def update_index(
+    encoder: CLaMP3Encoder,
+    sources: Sequence[Source],
+    index: Index,
+    folder: str | Path,
+    *,
+    labels: Sequence[str | None] | None = None,
+    cache: VectorCache | None = None,
+    workers: int | None = None,
+    backend: str | None = None,
+    progress: bool = True,
+) -> IndexUpdate:
+    """Makes an index hold the sources, which lie in `folder` (or are it), as they are now, by their absolute paths.
+
+    Only content that the index does not know is embedded, and written as it is done, so that an interrupted update
+    loses little. A source without a vector, or that the index cannot hold, is a failure, and not in the index; nor is
+    what else it has had of `folder`.
+
+    Args:
+        labels: of each source, to filter by.
+        cache, backend: as for `embed_library`.
+    """
+    contents = read_contents(encoder, sources, cache or VectorCache(":memory:"))  # which is forgotten
+    failed = {number: _unreadable(source) for number, source in enumerate(sources) if number not in contents}
+    labels = labels or [None] * len(sources)
+    paths = [_address(source) for source in sources]
+    records = {n: Record(paths[n], contents[n].key, labels[n] or "", modality_of(sources[n])) for n in contents}
+    failed |= {number: refusal for number, record in records.items() if (refusal := index.refusal(record))}
+    known = set(index.records())
+    changed = {n: record for n, record in records.items() if n not in failed and record not in known}
+    ready = index.vectors({record.key for record in changed.values()})
+    if moved := [record for record in changed.values() if record.key in ready]:
+        index.upsert(moved, np.stack([ready[record.key] for record in moved]))
+    new = [number for number, record in changed.items() if record.key not in ready]
+    outcomes = embed_each(
+        encoder,
+        [sources[number] for number in new],
+        cache=cache,
+        workers=workers,
+        backend=backend,
+        contents={place: contents[number] for place, number in enumerate(new)},
+    )
+    outcomes = tqdm(outcomes, total=len(new), unit="file", disable=not (progress and new))
+    errors = _upsert_each(index, [records[number] for number in new], outcomes)
+    failed |= {new[place]: error for place, error in errors.items()}
+    own = re.compile(re.escape(os.path.abspath(folder).rstrip(os.sep)) + r"(/.*|#[0-9]+)?", re.DOTALL)
+    present = {path for number, path in enumerate(paths) if number not in failed}
+    gone = [path for path in index.paths() if own.fullmatch(path) and path not in present]
+    index.remove(gone)
+    failures = [{"file": str(sources[number]), "error": failed[number]} for number in sorted(failed)]
+    return IndexUpdate(len(changed.keys() - failed.keys()), len(gone), failures)
+
+
+def _upsert_each(index: Index, records: Sequence[Record], outcomes: Iterable[tuple]) -> dict[int, str]:
+    """Puts the vectors of `embed_each` into an index as they come; why the others have none, by their numbers."""
+    outcomes, errors = iter(outcomes), {}
+    while some := list(itertools.islice(outcomes, KEPT_AT_ONCE)):
+        errors |= {number: error for number, _, error in some if error}
+        if embedded := [(records[number], vector) for number, vector, error in some if not error]:
+            own, vectors = zip(*embedded, strict=True)
+            index.upsert(own, normalize(np.stack(vectors))[0])
+    return errors
+
+
+def _unreadable(source: Source) -> str:
+    """Why a source has no content key."""
+    try:
+        sha256(source)
+    except OSError as error:
+        return f"{show(source)}: expected a file that can be read ({error.strerror})"
+    return f"{show(source)}: could not be read a moment ago, but can be now; run it again"
+
+
+def _address(source: Source) -> str:
+    """What an index calls it: its absolute path, with a tune's number behind."""
+    path = os.path.abspath(source)
+    return str(replace(source, path=Path(path))) if isinstance(source, Tune) else path
+
+
+def read_contents(encoder: CLaMP3Encoder, sources: Sequence[Source], cache: VectorCache) -> dict[int, Content]:
+    """What each source holds, by its number; unreadable files are left out."""
+    states = [_state(source) for source in sources]  # first: what changes from here on is seen
+    hashes = cache.content_hashes(map(os.fspath, sources))
+    contents = {}
+    for number, source in enumerate(sources):
+        if content := hashes.get(os.fspath(source)):
+            path = Path(source)
+            taken_for = f"{path.suffix.lower()}#{getattr(source, 'number', '')}"
+            made_by = f"{encoder.space_id} {encoder.precision} {__version__}"
+            key = f"{content} {taken_for} {made_by} {encoder.front_id(path)}"
+            contents[number] = Content(key, states[number])
+    return contents
+
+
+def _state(source: Source) -> tuple[int, int, int] | None:
+    try:
+        stat = os.stat(source)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _encode(
+    encoder: CLaMP3Encoder, sources: Sequence[Source], workers: int | None, backend: str | None
+) -> Iterator[tuple[int, np.ndarray | None, str | None]]:
+    if backend is None:
+        for number, vector, error in encoder.encode_each(sources, workers=workers):
+            yield number, None if vector is None else vector[0], error
+        return
+    if not encoder.pretrained:
+        raise InputError("expected an encoder of from_pretrained: every process of the cluster loads its own")
+    starts = range(0, len(sources), FILES_A_JOB)
+    jobs = [sources[start : start + FILES_A_JOB] for start in starts]
+    embed = partial(_embed_on_node, encoder.pretrained)
+    for job, outcomes, error in run_jobs(embed, jobs, workers=workers, backend=backend):
+        if error:
+            outcomes = [(number, None, error) for number in range(len(jobs[job]))]
+        yield from ((starts[job] + number, vector, problem) for number, vector, problem in outcomes)
+
+
+def _embed_on_node(pretrained: tuple, sources: list[Source]) -> list[tuple[int, np.ndarray | None, str | None]]:
+    with LOADING:
+        encoder = _encoder(pretrained)
+    return list(_encode(encoder, sources, workers=1, backend=None))
+
+
+@lru_cache(maxsize=1)
+def _encoder(pretrained: tuple) -> CLaMP3Encoder:
+    """A process's own."""
+    return CLaMP3Encoder.from_pretrained(**dict(pretrained))
+
+
+def check_found(library: Library, path: str | Path) -> Library:
+    """The library; InputError if not one of its files could be embedded."""
+    if not len(library):
+        first = library.failures[0]["error"]
+        raise InputError(
+            f"{show(path)}: none of its {len(library.failures)} files could be embedded; the first: {first}"
+        )
+    return library

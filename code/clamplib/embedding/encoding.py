@@ -1,0 +1,133 @@
+"""Sequences to features, in batches of similar length.
+
+A sequence longer than its encoder's maximum is cut into segments of that length; the last one is read again
+from the end, so that it overlaps the one before. A global vector is the mean of the segments' projected
+averages, each weighted by its new rows; temporal features are the last hidden states, the overlap dropped.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from clamplib.embedding.sequences import audio_frames, pad, symbolic_patches, text_tokens
+from clamplib.formats.patchilizer import M3Patchilizer
+from clamplib.models.checkpoints import Loaded
+
+# Segments of full length in a batch. On a CPU larger batches are slower: their states leave its caches.
+GPU_BATCH_SIZE, CPU_BATCH_SIZE = 32, 2
+
+
+class Span(NamedTuple):
+    """A segment: rows from `start` up to `stop`, the last `new` of which are in no segment before."""
+
+    start: int
+    stop: int
+    new: int
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One encoder of a model, as `encode` needs it."""
+
+    run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # inputs, masks -> [B, D] or [B, L, H]
+    max_length: int
+    pooled: bool  # whether `run` gives [B, D]
+    device: torch.device
+    padding: int = 0
+
+
+def clamp3_encoders(loaded: Loaded, get_global: bool) -> dict[str, Encoder]:
+    """The encoders of CLaMP 3 by modality: text, symbolic, audio."""
+    model, geometry = loaded.model, loaded.geometry
+    device = model.device
+
+    def encoder(method: Callable, max_length: int, padding: int = 0) -> Encoder:
+        def run(inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+            return method(inputs, masks, get_global=get_global)
+
+        return Encoder(run, max_length, get_global, device, padding)
+
+    return {
+        "text": encoder(model.get_text_features, geometry.max_text_length, loaded.tokenizer.pad_token_id),
+        "symbolic": encoder(model.get_symbolic_features, geometry.patch_length),
+        "audio": encoder(model.get_audio_features, geometry.max_audio_length),
+    }
+
+
+def m3_encoders(loaded: Loaded) -> dict[str, Encoder]:
+    """M3's one encoder, its features temporal."""
+    encoder = loaded.model.encoder
+
+    def run(inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        return encoder(inputs, masks).last_hidden_state
+
+    return {"symbolic": Encoder(run, loaded.geometry.patch_length, False, encoder.device)}
+
+
+def encode(encoder: Encoder, sequences: Sequence[np.ndarray], batch_size: int | None = None) -> list[np.ndarray]:
+    """Features of each sequence [n, ...]: float32 [1, D] if pooled, else [1, n, H].
+
+    A batch holds `batch_size` segments of full length, or as many shorter ones as take the same space; None is
+    what suits the device.
+    """
+    batch_size = batch_size or (CPU_BATCH_SIZE if encoder.device.type == "cpu" else GPU_BATCH_SIZE)
+    spans = [segment_spans(len(rows), encoder.max_length) for rows in sequences]
+    segments = [rows[s.start : s.stop] for rows, own in zip(sequences, spans, strict=True) for s in own]
+    outputs: list[torch.Tensor | None] = [None] * len(segments)
+    with torch.inference_mode():
+        for batch in length_batches(list(map(len, segments)), batch_size * encoder.max_length):
+            inputs, masks = pad([segments[k] for k in batch], encoder.padding)
+            states = encoder.run(inputs.to(encoder.device), masks.to(encoder.device))
+            for k, state in zip(batch, states, strict=True):
+                outputs[k] = state  # stays on the device until all batches are under way
+    rest = (state.float().cpu().numpy() for state in outputs)
+    return [_join(list(itertools.islice(rest, len(own))), own, encoder.pooled) for own in spans]
+
+
+def segment_spans(length: int, max_length: int) -> list[Span]:
+    """The segments of a sequence, each of `max_length` rows, or of all where there are fewer."""
+    spans = [Span(start, start + max_length, max_length) for start in range(0, length - max_length + 1, max_length)]
+    new = length % max_length
+    return [*spans, Span(max(0, length - max_length), length, new)] if new else spans
+
+
+def length_batches(lengths: Sequence[int], space: int) -> Iterator[list[int]]:
+    """Indices of all items, longest first, in batches of one item or of at most `space` rows when padded."""
+    order = sorted(range(len(lengths)), key=lambda k: -lengths[k])
+    start = 0
+    while start < len(order):
+        size = max(1, space // lengths[order[start]])
+        yield order[start : start + size]
+        start += size
+
+
+def _join(parts: list[np.ndarray], spans: list[Span], pooled: bool) -> np.ndarray:
+    """A sequence's feature from its segments': vectors [D] if pooled, else padded states [L, H]."""
+    if pooled:
+        return np.average(parts, axis=0, weights=[span.new for span in spans])[None].astype(np.float32)
+    lengths = [span.stop - span.start for span in spans]
+    new = [p[n - span.new : n] for p, n, span in zip(parts, lengths, spans, strict=True)]
+    return np.concatenate(new)[None]
+
+
+def encode_texts(loaded: Loaded, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
+    """Global vectors of texts: float32 [N, D], not normalized."""
+    sequences = [text_tokens(text, loaded.tokenizer) for text in texts]
+    return np.concatenate(encode(clamp3_encoders(loaded, True)["text"], sequences, batch_size))
+
+
+def encode_scores(loaded: Loaded, scores: Sequence[str], batch_size: int | None = None) -> np.ndarray:
+    """Global vectors of pieces in interleaved ABC or MTF: float32 [N, D], not normalized."""
+    patchilizer = M3Patchilizer(loaded.geometry.patch_size, loaded.geometry.patch_length)
+    sequences = [symbolic_patches(score, patchilizer) for score in scores]
+    return np.concatenate(encode(clamp3_encoders(loaded, True)["symbolic"], sequences, batch_size))
+
+
+def encode_audio(loaded: Loaded, recordings: Sequence[np.ndarray], batch_size: int | None = None) -> np.ndarray:
+    """Global vectors of recordings from their features [..., T, H]: float32 [N, D], not normalized."""
+    sequences = [audio_frames(features, loaded.geometry.audio_hidden_size) for features in recordings]
+    return np.concatenate(encode(clamp3_encoders(loaded, True)["audio"], sequences, batch_size))

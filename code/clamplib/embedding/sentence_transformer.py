@@ -1,0 +1,198 @@
+"""CLaMP 3 as a module of sentence-transformers, whose evaluators, losses and trainer then work with it.
+
+model = SentenceTransformer("folder of a variant", trust_remote_code=True)
+vectors = model.encode(["a slow air", Path("air.mid")])  # those of CLaMP3Encoder.encode: float32 [2, D], unit rows
+
+A folder's modules.json names CLaMP3Module and, after it, sentence-transformers' own Normalize. The library imports a
+class that is not its own only with `trust_remote_code=True`, even if the class is installed and the folder is local.
+Without that option the same model is `SentenceTransformer(modules=[CLaMP3Module.load("folder"), Normalize()])`.
+
+A batch keeps the segments of an item together, so that losses may cut it between items. Shapes: B items, S segments of
+the longest item, L rows of the longest segment.
+"""
+
+import os
+import reprlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from clamplib.embedding.encoder import CLaMP3Encoder, Item
+from clamplib.embedding.encoding import Encoder, clamp3_encoders, segment_spans
+from clamplib.embedding.sequences import pad
+from clamplib.files import InputError, show
+from clamplib.models.checkpoints import Loaded, load_clamp3, save_variant
+
+try:
+    from sentence_transformers.base.modality import infer_modality
+    from sentence_transformers.base.modules import InputModule
+except ImportError as error:
+    raise ImportError(
+        'SentenceTransformer needs a package of its own: pip install "clamplib[sentence-transformers]"'
+    ) from error
+
+FEATURES = {"text": "input_ids", "symbolic": "input_values", "audio": "input_features"}  # names that the trainer knows
+SEGMENTS = 128  # in one pass of an encoder, so that an item of hours fits the memory
+
+
+class CLaMP3Module(InputModule):
+    """Reads texts, scores, MIDI and recordings, and gives their global vectors."""
+
+    config_keys = ["max_seq_length"]
+
+    def __init__(self, loaded: Loaded):
+        super().__init__()
+        self.loaded, self.model = loaded, loaded.model
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        *,
+        backend: str = "torch",
+        model_kwargs: dict | None = None,
+        processor_kwargs: dict | None = None,
+        config_kwargs: dict | None = None,
+        **options,
+    ) -> "CLaMP3Module":
+        """Loads a variant's folder.
+
+        Args:
+            model_name_or_path: the folder, or its name on the hub.
+            subfolder: a folder in it that holds the variant.
+            token: for a private folder on the hub.
+            cache_folder: where files of the hub are kept.
+            revision: a branch, tag or commit of the hub.
+            local_files_only: takes files of the hub only from the cache.
+            backend, model_kwargs, processor_kwargs, config_kwargs: refused, since they are for models of transformers.
+            options: ignored; what else SentenceTransformer hands to every module.
+
+        Raises:
+            FileNotFoundError: a file of the variant is not there.
+            InputError: a file of the variant is damaged, or the weights are of another geometry.
+            ValueError: an option is given that CLaMP 3 cannot follow.
+        """
+        if backend != "torch" or model_kwargs or processor_kwargs or config_kwargs:
+            raise ValueError(
+                "CLaMP 3 runs in torch and takes no model_kwargs, processor_kwargs or config_kwargs; "
+                "for another precision, convert the loaded model, as with model.bfloat16()"
+            )
+        folder = cls.load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
+        if folder is None:
+            raise FileNotFoundError(f"{Path(model_name_or_path, subfolder)}: there is no such folder of a variant")
+        return cls(load_clamp3(folder, weights_folder=folder))
+
+    def save(self, output_path: str, *args, **options) -> None:
+        """Writes a complete variant, whose weights are the model's to the bit: safetensors in float32."""
+        save_variant(output_path, self.model, self.tokenizer, self.loaded.geometry, dtype=torch.float32)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The text encoder's tokenizer."""
+        return self.loaded.tokenizer
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens in a segment of text. A longer text is read in several segments: nothing is cut off."""
+        return self.loaded.geometry.max_text_length
+
+    @property
+    def modalities(self) -> list[str]:
+        """What sentence-transformers may hand over; it has no word for scores and MIDI, which come as paths."""
+        return ["text", "audio"]
+
+    def get_embedding_dimension(self) -> int:
+        """D, the size of a vector."""
+        return self.loaded.geometry.clamp3_hidden_size
+
+    def preprocess(self, inputs: Sequence[Item], prompt: str | None = None, **options) -> dict[str, torch.Tensor]:
+        """Reads items and cuts them into segments.
+
+        Args:
+            inputs: items as CLaMP3Encoder takes them. A str that names a recording's file is that recording, as
+                everywhere in sentence-transformers; every other str is a text.
+            prompt: words put before each text.
+            options: ignored; what else SentenceTransformer hands to every module.
+
+        Returns:
+            For each encoder that the items need, by its name in FEATURES: its inputs [B, S, L, ...]; their masks
+            [B, S, L] as "NAME_mask"; the share of each segment in its item [B, S] as "NAME_weights". All three are 0
+            where an item has no such segment.
+
+        Raises:
+            InputError: names an item that cannot be read.
+        """
+        items = [self._item(item, prompt) for item in inputs]
+        sequences = {modality: {} for modality in FEATURES}
+        for number, modality, rows in self._reader.read_each(items, workers=1):
+            if modality is None:
+                raise InputError(_named(inputs[number], rows))
+            sequences[modality][number] = rows
+        encoders, features = clamp3_encoders(self.loaded, True), {}
+        for modality, name in FEATURES.items():
+            if sequences[modality]:
+                parts = _segments(sequences[modality], len(items), encoders[modality])
+                features |= zip((name, f"{name}_mask", f"{name}_weights"), parts, strict=True)
+        return features
+
+    def forward(self, features: dict[str, torch.Tensor], **options) -> dict[str, torch.Tensor]:
+        """Adds "sentence_embedding" [B, D], not normalized, to what `preprocess` gave."""
+        features["sentence_embedding"] = sum(
+            self._vectors(modality, features[name], features[f"{name}_mask"], features[f"{name}_weights"])
+            for modality, name in FEATURES.items()
+            if name in features and features[f"{name}_weights"].any()  # a loss may have cut all such items off
+        )
+        return features
+
+    def _vectors(self, modality: str, inputs: torch.Tensor, masks: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The weighted mean of each item's segments [B, D]; 0 for items of other encoders."""
+        used = weights > 0
+        encode = getattr(self.model, f"get_{modality}_features")
+        passes = zip(inputs[used].split(SEGMENTS), masks[used].split(SEGMENTS), strict=True)
+        segments = torch.cat([encode(rows, mask, get_global=True) for rows, mask in passes])  # [used, D]
+        weighted = segments * weights[used][:, None].to(segments.dtype)
+        return weighted.new_zeros(len(weights), weighted.shape[1]).index_add(0, used.nonzero()[:, 0], weighted)
+
+    def _item(self, item: Item, prompt: str | None) -> Item:
+        if not isinstance(item, str):
+            return item
+        if infer_modality(item, self.modalities) == "audio":
+            return Path(item)
+        return (prompt or "") + item
+
+    @cached_property
+    def _reader(self) -> CLaMP3Encoder:
+        return CLaMP3Encoder(self.loaded, device=self.model.device)
+
+
+def _segments(
+    sequences: dict[int, np.ndarray], count: int, encoder: Encoder
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs [B, S, L, ...], masks [B, S, L] and weights [B, S] of the sequences [n, ...] of some of `count` items."""
+    spans = {number: segment_spans(len(rows), encoder.max_length) for number, rows in sequences.items()}
+    cut = [(number, place, span) for number, own in spans.items() for place, span in enumerate(own)]
+    numbers, places, _ = zip(*cut, strict=True)
+    inputs, masks = pad([sequences[number][span.start : span.stop] for number, _, span in cut], encoder.padding)
+    weights = torch.tensor([span.new / len(sequences[number]) for number, _, span in cut])
+
+    def by_item(values: torch.Tensor) -> torch.Tensor:
+        table = values.new_zeros(count, max(places) + 1, *values.shape[1:])
+        table[numbers, places] = values
+        return table
+
+    return by_item(inputs), by_item(masks), by_item(weights)
+
+
+def _named(item: Item, error: str) -> str:
+    """An error with its item in it: a batch is sorted by length, so that a number would mislead."""
+    name = show(item) if isinstance(item, os.PathLike) else reprlib.repr(item)
+    return error if name in error else f"{name}: {error}"

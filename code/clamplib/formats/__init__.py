@@ -1,0 +1,1 @@
+"""Sheet music and MIDI as texts and patches: notation, score files, MTF, patchilizer. No torch."""

@@ -1,0 +1,1 @@
+"""The encoders: sizes, loss, checkpoints, settings, and how several processes share them."""

@@ -1,0 +1,350 @@
+"""M3 and CLaMP 3.
+
+Shapes: B pieces, L patches (or tokens or frames), S codes a patch, H hidden size. Masks [B, L] are 1 at what
+is there and 0 at padding. Parameter names are those of the published weights, which load strictly.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+
+from clamplib.formats.patchilizer import M3Patchilizer
+from clamplib.models.geometry import CHARACTERS, Geometry
+from clamplib.models.loss import contrastive_loss
+
+LENGTH_GROUPS = 8  # a fifth of the decoder's time in training on ABC; more groups gain nothing
+MAX_LOGIT_SCALE = 100.0
+PARTS = ("text_model", "text_proj", "symbolic_model", "symbolic_proj", "audio_model", "audio_proj")
+
+
+class PatchEmbedding(nn.Module):
+    """A linear layer over one-hot patches, computed as the sum of S columns of its weight.
+
+    The column of a code is position * 128 + code; padding codes count like all others.
+    """
+
+    def __init__(self, patch_size: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden_size, patch_size * CHARACTERS))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+        self.offsets = nn.Buffer(torch.arange(patch_size) * CHARACTERS, persistent=False)
+        nn.init.normal_(self.weight, std=0.02)  # as BERT's own
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches [B, L, S] of whole numbers below 128 -> [B, L, H]; a ValueError names a code beyond."""
+        codes = patches.long()
+        _check_codes(codes)
+        rows = (codes + self.offsets).flatten(0, -2)
+        table = self.weight.t().contiguous()  # without the copy the sum is 30 times slower on a CPU
+        summed = F.embedding_bag(rows, table, mode="sum")
+        return (summed + self.bias).unflatten(0, patches.shape[:-1])
+
+
+def _check_codes(codes: torch.Tensor) -> None:
+    wrong = (codes < 0) | (codes >= CHARACTERS)
+    if codes.device.type != "cuda":
+        if wrong.any():
+            value = codes[wrong][0].item()
+            raise ValueError(f"patches hold codes from 0 to {CHARACTERS - 1}, got {value}")
+    else:  # without a wait for the device
+        torch._assert_async(~wrong.any(), f"patches hold codes from 0 to {CHARACTERS - 1}")
+
+
+def _in_published_order(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Puts the position embeddings before the token types, where transformers 4 had them.
+
+    Optimizer states number the parameters in their order: without this, training that goes on from
+    published weights would give the one's state to the other.
+    """
+    modules = encoder.embeddings._modules
+    for name in ("token_type_embeddings", "LayerNorm", "dropout"):
+        if name in modules:
+            modules[name] = modules.pop(name)
+    return encoder
+
+
+class Model(nn.Module):
+    """A module with the attributes that callers read from a transformers model: `config`, `device` and `dtype`."""
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; inputs are moved there."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters."""
+        return next(self.parameters()).dtype
+
+
+class M3PatchEncoder(Model):
+    """BERT over the patches of a piece."""
+
+    def __init__(self, config: BertConfig, patch_size: int = 64):
+        super().__init__(config)
+        self.patch_embedding = PatchEmbedding(patch_size, config.hidden_size)
+        self.base = _in_published_order(BertModel(config))
+
+    def forward(self, input_patches: torch.Tensor, input_masks: torch.Tensor) -> BaseModelOutput:
+        """Patches [B, L, S] and masks [B, L] -> `last_hidden_state` [B, L, H], by name, attribute or index 0."""
+        embedded = self.patch_embedding(input_patches.to(self.device))
+        return self.base(inputs_embeds=embedded, attention_mask=input_masks.to(self.device))
+
+
+class M3TokenDecoder(Model):
+    """GPT-2 over the codes of one patch; in place of the begin code it reads the encoder's state."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__(config)
+        self.base = GPT2LMHeadModel(config)
+
+    def forward(self, states: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """Encoder states [N, H] and patches [N, T] -> logits of each next code [N, T, 128]."""
+        embedded = self.base.transformer.wte(patches)
+        embedded = torch.cat((states[:, None].to(embedded.dtype), embedded[:, 1:]), dim=1)
+        masks = (patches != M3Patchilizer.pad_token_id).long()
+        return self.base(inputs_embeds=embedded, attention_mask=masks, use_cache=False).logits
+
+    @torch.inference_mode()
+    def generate(self, patch_feature: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
+        """Gives the probability of each code to come next in a patch.
+
+        Args:
+            patch_feature: the encoder's state of the patch [H].
+            tokens: the codes that are written so far [n], the begin code first.
+
+        Returns:
+            Probabilities float32 [128].
+        """
+        states, codes = patch_feature.reshape(1, -1).to(self.device), tokens.reshape(1, -1).to(self.device)
+        return self(states, codes.long())[0, -1].float().softmax(-1).cpu().numpy()
+
+
+@dataclass
+class M3Output(ModelOutput):
+    """Loss over the N selected patches, and the logits [N, S, 128] of each next code; by name, attribute or index."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class M3Model(Model):
+    """Masked auto-encoder: the encoder reads a piece, the decoder writes its selected patches."""
+
+    def __init__(self, encoder_config: BertConfig, decoder_config: GPT2Config):
+        super().__init__(encoder_config)
+        self.encoder = M3PatchEncoder(encoder_config, decoder_config.n_positions)
+        self.decoder = M3TokenDecoder(decoder_config)
+
+    @classmethod
+    def from_geometry(cls, geometry: Geometry) -> "M3Model":
+        return cls(geometry.symbolic_config(), geometry.decoder_config())
+
+    def forward(
+        self,
+        input_patches: torch.Tensor,
+        input_masks: torch.Tensor,
+        selected_indices: torch.Tensor,
+        target_patches: torch.Tensor,
+        with_logits: bool = True,
+    ) -> M3Output:
+        """Cross-entropy of each next code of the patches where `selected_indices` [B, L] is not 0.
+
+        Without the logits the patches are decoded in groups of like length, which is faster: most of a patch is
+        padding, and the loss is the same without it.
+        """
+        selected = selected_indices.to(self.device).bool()
+        states = self.encoder(input_patches, input_masks).last_hidden_state[selected]
+        targets = target_patches.to(self.device)[selected].long()
+        if with_logits:
+            logits = self.decoder(states, targets)
+            return M3Output(_next_code_loss(logits, targets), logits)
+        lengths = (targets != M3Patchilizer.pad_token_id).sum(1)
+        losses = []
+        for rows in lengths.argsort().chunk(LENGTH_GROUPS):
+            group = targets[rows, : lengths[rows[-1]]]
+            losses.append(_next_code_loss(self.decoder(states[rows], group), group, reduction="sum"))
+        return M3Output(sum(losses) / (lengths - 1).sum(), None)
+
+    @torch.inference_mode()
+    def fill(
+        self,
+        patches: np.ndarray,
+        masked_indices: list[int],
+        patchilizer: M3Patchilizer,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> np.ndarray:
+        """The piece, uint8 [n, S], with the patches at `masked_indices` written anew.
+
+        Each code is drawn at `temperature` from the `top_k` likeliest (0: all) that make up `top_p` of the
+        probability; `seed` makes the drawing repeatable.
+        """
+        device, rng = self.device, np.random.default_rng(seed)
+        piece = np.array(patches, dtype=np.uint8)
+        piece[masked_indices] = patchilizer.mask_token_id
+        inputs = torch.from_numpy(piece).to(device)[None]
+        states = self.encoder(inputs, torch.ones(inputs.shape[:2])).last_hidden_state[0, masked_indices]
+        written = torch.full((len(states), 1), patchilizer.bos_token_id, device=device)
+        ended = np.zeros(len(states), dtype=bool)
+        while written.shape[1] < patchilizer.patch_size and not ended.all():
+            logits = self.decoder(states, written)[:, -1].double()
+            logits[:, patchilizer.pad_token_id] = float("-inf")  # padding was never learned
+            codes = [_draw(row, temperature, top_k, top_p, rng) for row in logits.softmax(-1).cpu().numpy()]
+            codes = np.where(ended, patchilizer.pad_token_id, codes)
+            ended |= codes == patchilizer.eos_token_id
+            written = torch.cat((written, torch.from_numpy(codes).to(device)[:, None]), dim=1)
+        piece[masked_indices] = F.pad(written, (0, patchilizer.patch_size - written.shape[1])).cpu().numpy()
+        return piece
+
+
+def _next_code_loss(logits: torch.Tensor, codes: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """Logits [N, T, 128] at each code against the code that follows [N, T], padding ignored."""
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        codes[:, 1:].flatten(),
+        ignore_index=M3Patchilizer.pad_token_id,
+        reduction=reduction,
+    )
+
+
+def _draw(probabilities: np.ndarray, temperature: float, top_k: int, top_p: float, rng: np.random.Generator) -> int:
+    """One code drawn from its probabilities [128]."""
+    import samplings  # here, because importing it silences numpy's division warnings everywhere
+
+    if top_k:
+        probabilities = samplings.top_k_sampling(probabilities, top_k, return_probs=True)
+    probabilities = samplings.top_p_sampling(probabilities, top_p, return_probs=True)
+    probabilities = samplings.temperature_sampling(probabilities, temperature, return_probs=True)
+    return rng.choice(len(probabilities), p=probabilities)
+
+
+class CLaMP3Model(Model):
+    """Text, symbolic and audio encoders, each averaged over its mask and projected into one space."""
+
+    def __init__(
+        self,
+        audio_config: BertConfig,
+        symbolic_config: BertConfig,
+        text_config: PretrainedConfig,
+        hidden_size: int = 768,
+        logit_scale: float = 1.0,
+        learned_temperature: bool = False,
+        patch_size: int = 64,
+    ):
+        super().__init__(symbolic_config)
+        self.text_model = _in_published_order(AutoModel.from_config(text_config))
+        self.text_proj = nn.Linear(text_config.hidden_size, hidden_size)
+        self.symbolic_model = M3PatchEncoder(symbolic_config, patch_size)
+        self.symbolic_proj = nn.Linear(symbolic_config.hidden_size, hidden_size)
+        self.audio_model = _in_published_order(BertModel(audio_config))
+        self.audio_proj = nn.Linear(audio_config.hidden_size, hidden_size)
+        self.learned_temperature = learned_temperature
+        self.logit_scale = logit_scale
+        if learned_temperature:
+            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+
+    @classmethod
+    def from_geometry(cls, geometry: Geometry) -> "CLaMP3Model":
+        """A model with random weights; fetches the text encoder's config if the geometry has none."""
+        return cls(
+            geometry.audio_config(),
+            geometry.symbolic_config(),
+            geometry.load_text_config(),
+            geometry.clamp3_hidden_size,
+            geometry.logit_scale,
+            geometry.learned_temperature,
+            geometry.patch_size,
+        )
+
+    def set_trainable(self, freeze_list: list[str] | tuple[str, ...]) -> None:
+        """Freezes the named parts (see PARTS) and frees the others."""
+        unknown = sorted(set(freeze_list) - set(PARTS))
+        if unknown:
+            raise ValueError(f"no part is called {', '.join(unknown)}; there are {', '.join(PARTS)}")
+        for part in PARTS:
+            getattr(self, part).requires_grad_(part not in freeze_list)
+
+    def get_text_features(
+        self, text_inputs: torch.Tensor, text_masks: torch.Tensor, get_global: bool = False
+    ) -> torch.Tensor:
+        """Token ids [B, L] -> last hidden states [B, L, H], or with `get_global` vectors [B, joint size].
+
+        Inputs may be of any type of whole number and masks of any type, on any device; so for all three encoders.
+        """
+        inputs, masks = text_inputs.to(self.device), text_masks.to(self.device)
+        states = self.text_model(input_ids=inputs.long(), attention_mask=masks).last_hidden_state
+        return self.text_proj(masked_mean(states, masks)) if get_global else states
+
+    def get_symbolic_features(
+        self, symbolic_inputs: torch.Tensor, symbolic_masks: torch.Tensor, get_global: bool = False
+    ) -> torch.Tensor:
+        """Patches [B, L, S] -> last hidden states [B, L, H], or with `get_global` vectors [B, joint size]."""
+        masks = symbolic_masks.to(self.device)
+        states = self.symbolic_model(symbolic_inputs, masks).last_hidden_state
+        return self.symbolic_proj(masked_mean(states, masks)) if get_global else states
+
+    def get_audio_features(
+        self, audio_inputs: torch.Tensor, audio_masks: torch.Tensor, get_global: bool = False
+    ) -> torch.Tensor:
+        """MERT features [B, L, H] -> last hidden states, or with `get_global` vectors [B, joint size]."""
+        inputs, masks = audio_inputs.to(self.device, self.dtype), audio_masks.to(self.device)
+        states = self.audio_model(inputs_embeds=inputs, attention_mask=masks).last_hidden_state
+        return self.audio_proj(masked_mean(states, masks)) if get_global else states
+
+    def contrast(
+        self, features: torch.Tensor, other_features: torch.Tensor, same: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`contrastive_loss` at this model's temperature."""
+        if not self.learned_temperature:
+            return contrastive_loss(features, other_features, self.logit_scale, same)
+        with torch.no_grad():
+            self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        return contrastive_loss(
+            F.normalize(features, dim=-1),
+            F.normalize(other_features, dim=-1),
+            self.log_logit_scale.exp(),
+            same,
+        )
+
+    def forward(
+        self,
+        text_inputs: torch.Tensor,
+        text_masks: torch.Tensor,
+        music_inputs: torch.Tensor,
+        music_masks: torch.Tensor,
+        music_modality: str = "symbolic",
+        same: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Contrastive loss between texts and pieces of the modality, "symbolic" or "audio"."""
+        if music_modality not in ("symbolic", "audio"):
+            raise ValueError(f'music_modality must be "symbolic" or "audio", not {music_modality!r}')
+        encode = getattr(self, f"get_{music_modality}_features")
+        text_features = self.get_text_features(text_inputs, text_masks, get_global=True)
+        return self.contrast(text_features, encode(music_inputs, music_masks, get_global=True), same)
+
+
+def masked_mean(states: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Mean of states [B, L, H] where masks [B, L] are 1: [B, H]."""
+    masks = masks[..., None].float()  # bfloat16 could not count to 512
+    return ((states * masks).sum(1) / masks.sum(1)).to(states.dtype)

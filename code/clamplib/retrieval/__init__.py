@@ -1,0 +1,1 @@
+"""Search among vectors: in a matrix, in an index on disk, in Milvus."""

@@ -1,0 +1,798 @@
+import asyncio
+import io
+import os
+import re
+import shutil
+import socket
+import threading
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import mido
+import numpy as np
+import pytest
+from sound import sine, write
+
+pytest.importorskip("starlette", reason="the search page is the extra clamplib[web]")
+pytest.importorskip("uvicorn", reason="the search page is the extra clamplib[web]")
+import soundfile
+import uvicorn
+import verovio
+from PIL import Image
+from starlette.testclient import TestClient
+
+from clamplib.app import web
+from clamplib.app.previews import Previews, draw_roll, engrave, play
+from clamplib.embedding.captions import open_image
+from clamplib.embedding.collections import Library, embed_library, find_sources
+from clamplib.embedding.encoder import CLaMP3Encoder
+from clamplib.files import InputError
+from clamplib.formats.notation import abc_to_xml, interleave, xml_to_abc
+from clamplib.formats.score_files import title
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+HERE = "http://127.0.0.1:8642"
+TITLE = "<script>document.title = 'broken out'</script>&amp;"
+REEL = "X:1\nT:{}\nM:4/4\nL:1/8\nK:D\n" + "dfaf gfed|cdef gfed|dfaf gfed|cABc d4|\n" * 2
+KERN = "!!!OTL: A scale\n**kern\n*clefG2\n*k[]\n*M4/4\n=1\n4c\n4d\n4e\n4f\n=2\n1g\n==\n*-\n"
+OUTSIDE = "outside.mid"
+CAPTION = "a man playing a piano"
+
+
+def midi_file(path, notes=((69, 480),), tempo=500_000, lead=0, program=73):
+    """One voice: (pitch, ticks) one after the other, at 480 ticks a beat."""
+    track = mido.MidiTrack(
+        [mido.MetaMessage("set_tempo", tempo=tempo), mido.Message("program_change", program=program)]
+    )
+    for number, (pitch, ticks) in enumerate(notes):
+        track.append(mido.Message("note_on", note=pitch, velocity=90, time=0 if number else lead))
+        track.append(mido.Message("note_on", note=pitch, velocity=0, time=ticks))
+    mido.MidiFile(ticks_per_beat=480, tracks=[track]).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return CLaMP3Encoder.from_pretrained("mini", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A collection of each kind, with a link that leads out of it."""
+    parent = tmp_path_factory.mktemp("web")
+    folder = parent / "music"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "reel.abc").write_text(REEL.format(TITLE))
+    (folder / "book.abc").write_text(REEL.format("First") + "\n" + REEL.format("Second").replace("K:D", "K:G"))
+    (folder / "sub/air.musicxml").write_text(abc_to_xml(REEL.format("An Air")))
+    (folder / "air.txt").write_text("A slow air, <b>tender</b> and sad. 悲しい歌\n", encoding="utf-8")
+    midi_file(folder / "scale.mid", [(60 + step, 240) for step in range(12)])
+    write(folder / "tone.wav", sine(2, 22_050, 440.0), 22_050, "pcm_s16le")
+    midi_file(parent / OUTSIDE, [(72 - step, 240) for step in range(12)])
+    (folder / "link.mid").symlink_to(parent / OUTSIDE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def library(encoder, folder):
+    library = embed_library(encoder, find_sources(folder), workers=1, progress=False)
+    assert not library.failures and len(library) == 8
+    return library
+
+
+@pytest.fixture(scope="module")
+def client(encoder, library, folder):
+    with TestClient(web.create_app(encoder, library, folder), base_url=HERE) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def addresses(library, folder):
+    """What each source of the library is called in links."""
+    return [str(source).removeprefix(f"{folder}/") for source in library.sources]
+
+
+@pytest.fixture(scope="module")
+def seeing(folder):
+    """An encoder to which every image shows the same."""
+    encoder = CLaMP3Encoder.from_pretrained("mini", device="cpu", captioner="a folder")
+    encoder._captioner = lambda images: [CAPTION for image in images if open_image(image)]
+    return encoder
+
+
+def image_file(path):
+    Image.new("RGB", (60, 40), "teal").save(path)
+    return path
+
+
+def at(what, address, **more):
+    return f"/api/{what}?{urlencode({'source': address, **more})}"
+
+
+def found(response):
+    assert response.status_code == 200, response.text
+    return [(item["address"], item["similarity"]) for item in response.json()["results"]]
+
+
+def refusal(response, status):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    return response.json()["error"]
+
+
+def check_closest(results, vector, library, addresses, left_out=()):
+    """All but those, and in order of their cosine with the vector."""
+    similarities = dict(zip(addresses, library.matrix @ (vector / np.linalg.norm(vector)), strict=True))
+    expected = sorted(similarities.keys() - set(left_out), key=lambda a: (-similarities[a], addresses.index(a)))
+    assert [address for address, _ in results] == expected
+    values = [similarities[address] for address in expected]
+    np.testing.assert_allclose([value for _, value in results], values, atol=1e-4)
+
+
+def test_a_text_finds_the_closest(client, encoder, library, addresses):
+    vector = encoder.encode("a lively reel")
+    check_closest(found(client.get("/api/search?q=a+lively+reel")), vector, library, addresses)
+    assert (
+        found(client.get("/api/search?q=a+lively+reel&top_k=2")) == found(client.get("/api/search?q=a lively reel"))[:2]
+    )
+    answer = client.get("/api/search?q=+a+lively+reel+&modality=score&top_k=2").json()
+    assert answer["query"] == {"text": "a lively reel"} and answer["total"] == 4
+    assert {item["modality"] for item in answer["results"]} == {"score"} and len(answer["results"]) == 2
+
+
+@pytest.mark.parametrize("address", ["scale.mid", "book.abc#2", "sub/air.musicxml"])
+def test_more_like_this_compares_the_stored_vectors_and_leaves_itself_out(client, library, addresses, address):
+    answer = client.get(at("similar", address))
+    check_closest(found(answer), library.vectors[addresses.index(address)], library, addresses, [address])
+    assert answer.json()["query"]["item"]["address"] == address and answer.json()["total"] == 7
+
+
+def test_links_hold_when_other_files_come_and_go(encoder, tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("b & c.txt", "sub/d#2.txt", "sub/100%.txt"):
+        (tmp_path / name).write_text(f"the words of {name}")
+    book = REEL.format("First") + "\n" + REEL.format("Second")
+    (tmp_path / "e.abc").write_text(book)
+    before, after = {}, {}
+    for files in (before, after):
+        library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
+        with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
+            items = client.get("/api/search?q=a").json()["results"]
+            files |= {item["address"]: item["file"] for item in items}
+            assert client.get(files["b & c.txt"]).text == "the words of b & c.txt"
+            assert client.get(files["sub/100%.txt"]).text == "the words of sub/100%.txt"
+            if files is before:
+                (tmp_path / "a.txt").write_text("another")
+                (tmp_path / "sub/d#2.txt").unlink()
+            else:
+                assert "search for it anew" in refusal(client.get(before["sub/d#2.txt"]), 404)
+    assert set(before) - set(after) == {"sub/d#2.txt"} and set(after) - set(before) == {"a.txt"}
+    assert {address: after.get(address) for address in before if address in after}.items() <= before.items()
+
+
+def test_the_folder_may_be_a_file(encoder, folder):
+    path = folder / "book.abc"
+    library = embed_library(encoder, find_sources(path), workers=1, progress=False)
+    with TestClient(web.create_app(encoder, library, path), base_url=HERE) as client:
+        assert {address for address, _ in found(client.get("/api/search?q=a"))} == {"book.abc#1", "book.abc#2"}
+        assert client.get(at("file", "book.abc#2")).content == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["reel.abc", "scale.mid", "tone.wav", "air.txt"])
+def test_an_uploaded_file_finds_itself_and_stays_nowhere(client, folder, name, tmp_path, monkeypatch):
+    before = sorted(folder.rglob("*"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    answer = client.post("/api/search?top_k=1", files={"file": (name.upper(), (folder / name).read_bytes())})
+    ((address, similarity),) = found(answer)
+    twins = {"reel.abc": {"reel.abc", "book.abc", "air.musicxml"}}  # which hold the same notes
+    close = Path(address.split("#")[0]).name
+    assert close in twins.get(name, {name}) and similarity == pytest.approx(1, abs=1e-3)
+    assert answer.json()["query"] == {"file": name.upper()}
+    assert not list(tmp_path.iterdir()) and sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "name, content, expected",
+    [
+        ("tune.abc", b"no music", "tune.abc: "),
+        ("tune.mid", b"RIFF", "tune.mid: expected a MIDI file (it begins with MThd), came b'RIFF'"),
+        ("tune.musicxml", b"<html/>", "came <html>"),
+        ("tune.mp3", b"nothing to hear", "tune.mp3: expected a recording"),
+        ("features.npy", b"\x93NUMPY", "features.npy: expected a file ending in .txt"),
+        ("<b>.exe", b"MZ", "<b>.exe: expected a file ending in .txt"),
+        ("../../tune.mid", b"", "tune.mid: expected a MIDI file"),
+        ("a.png", b"\x89PNG", "a.png: for images, by their captions, start the page with clamp3 serve --images"),
+    ],
+)
+def test_an_upload_that_is_no_music_is_refused_in_a_sentence(client, name, content, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    error = refusal(client.post("/api/search", files={"file": (name, content)}), 400)
+    assert expected in error and str(tmp_path) not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_finds_what_its_caption_finds(seeing, library, folder, tmp_path, monkeypatch):
+    content = image_file(tmp_path / "a.png").read_bytes()
+    with TestClient(web.create_app(seeing, library, folder), base_url=HERE) as client:
+        assert {".png", ".abc"} < set(client.get("/api/library").json()["suffixes"])
+        answer = client.post("/api/search?top_k=3", files={"file": ("photo.PNG", content)})
+        assert answer.json()["query"] == {"file": "photo.PNG", "caption": CAPTION}
+        assert found(answer) == found(client.get("/api/search", params={"q": CAPTION, "top_k": 3}))
+        error = refusal(client.post("/api/search", files={"file": ("photo.png", content[:20])}), 400)
+        assert error.startswith("photo.png: expected an image, PNG, JPEG or WebP")
+
+        def fetch(images):
+            raise FileNotFoundError("blip is no folder and could not be fetched")
+
+        monkeypatch.setattr(seeing, "_captioner", fetch)
+        error = refusal(client.post("/api/search", files={"file": ("photo.png", content)}), 503)
+        assert error == "blip is no folder and could not be fetched"
+
+
+def test_images_of_the_library_are_found_and_shown(seeing, tmp_path):
+    content = image_file(tmp_path / "a.webp").read_bytes()
+    (tmp_path / "a.txt").write_text("a jig")
+    library = embed_library(seeing, find_sources(tmp_path, seeing.suffixes), workers=1, progress=False)
+    with TestClient(web.create_app(seeing, library, tmp_path), base_url=HERE) as client:
+        assert client.get("/api/library").json()["modalities"] == {"image": 1, "text": 1}
+        (item,) = client.get("/api/search", params={"q": CAPTION, "modality": "image"}).json()["results"]
+        assert item["similarity"] == pytest.approx(1, abs=1e-3)
+        image = client.get(item["file"])
+        assert image.content == content and image.headers["content-type"] == "image/webp"
+        assert "sandbox" in image.headers["content-security-policy"]
+
+
+def test_an_upload_needs_its_field(client):
+    for body in ({"data": {"file": "words"}}, {"files": {"other": ("a.txt", b"a")}}, {"content": b"bare"}, {}):
+        assert refusal(client.post("/api/search", **body), 400)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_an_upload_is_limited_in_size(encoder, library, folder, stated, monkeypatch):
+    monkeypatch.setattr(web, "MAX_UPLOAD", 2**20)
+    with TestClient(web.create_app(encoder, library, folder), base_url=HERE) as client:
+        small, large = ({"file": ("a.txt", b"jig" * size)} for size in (10, 2**20))
+        body = client.build_request("POST", "/api/search", files=large)
+        content = (
+            body.read() if stated else iter([body.read()[start : start + 2**16] for start in range(0, 2**22, 2**16)])
+        )
+        headers = {"content-type": body.headers["content-type"]}
+        assert refusal(client.post("/api/search", content=content, headers=headers), 413) == "expected at most 1 MB"
+        assert found(client.post("/api/search", files=small))
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["", "?q=", "?q=+", "?q=a&modality=smell", "?q=a&top_k=0", "?q=a&top_k=-1", "?q=a&top_k=501", "?q=a&top_k=x"],
+)
+def test_a_search_that_makes_no_sense_is_refused(client, query):
+    assert refusal(client.get(f"/api/search{query}"), 400).startswith("expected ")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "0", "../outside.mid", "/etc/passwd", "./reel.abc", "sub/../reel.abc", "reel.abc\0", "book.abc", "book.abc#3"],
+)
+def test_nothing_is_served_but_the_sources(client, folder, address):
+    for what in ("similar", "file", "sound", "notation.svg", "roll.svg"):
+        for asked in (address, str(folder / address)):
+            error = refusal(client.get(at(what, asked)), 404)
+            assert error.startswith("expected a source of this library, got ")
+    for path in ("file", "file?source=%ff", f"file?source={'9' * 5000}", "file/reel.abc", "items/0/file"):
+        assert len(refusal(client.get(f"/api/{path}"), 404)) < 400
+
+
+@pytest.mark.parametrize(
+    "path", ["/../web.py", "/..%2fweb.py", "/%2e%2e/web.py", "//etc/passwd", "/etc/passwd", "/%00"]
+)
+def test_of_the_disk_only_the_page_is_served(client, path):
+    refusal(client.get(path), 404)
+
+
+def test_a_link_that_leads_out_is_found_but_not_served(client):
+    assert client.get(at("similar", "link.mid")).status_code == 200
+    for what in ("file", "roll.svg", "sound"):
+        assert "leads out of the folder" in refusal(client.get(at(what, "link.mid")), 403)
+
+
+def test_a_file_that_is_gone_is_said_so(encoder, tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("a jig")
+    library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
+    (tmp_path / "a.txt").unlink()
+    with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
+        assert refusal(client.get(at("file", "a.txt")), 404) == "a.txt: the file is gone"
+        assert client.get(at("file", "b.txt")).text == "a jig"
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8642", "", "[::2]:1"]
+)
+def test_other_hosts_are_refused(client, host):
+    assert client.get("/api/library", headers={"host": host}).status_code == 400
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "[::1]:8642", "LOCALHOST:8642", "music.local"])
+def test_own_hosts_are_served(encoder, library, folder, host):
+    with TestClient(web.create_app(encoder, library, folder, "music.local"), base_url=HERE) as client:
+        assert client.get("/api/library", headers={"host": host}).status_code == 200
+
+
+def test_pages_of_other_sites_get_nothing(client):
+    for site in ("cross-site", "same-site"):
+        assert refusal(client.get("/api/search?q=a", headers={"sec-fetch-site": site}), 403)
+        assert client.get("/?q=a", headers={"sec-fetch-site": site}).status_code == 200  # a link that was shared
+    assert client.get("/api/library", headers={"sec-fetch-site": "same-origin"}).status_code == 200
+    assert client.get("/api/library").headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_the_page_needs_no_other_host_and_no_inline_code(client):
+    policy = client.get("/").headers["content-security-policy"]
+    assert policy.startswith("default-src 'self'; ") and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    for name in ("", "page.js", "page.css", "icon.svg", "error.html"):
+        response = client.get(f"/{name}")
+        assert response.status_code == 200 and response.headers["x-content-type-options"] == "nosniff"
+        assert not re.search(r"""(?<!xmlns=")https?://|url\(|\sstyle=|\son\w+=|innerHTML|<script>""", response.text)
+
+
+def test_what_a_browser_opens_is_refused_by_a_page(client, encoder, library, folder, monkeypatch):
+    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    for path, headers, status in (
+        (at("file", "<b>gone"), {}, 404),
+        ("/none", {}, 404),
+        ("/api/search?q=a", {"sec-fetch-site": "cross-site"}, 403),
+    ):
+        answer = client.get(path, headers=browser | headers)
+        assert answer.status_code == status and "<h1>" in answer.text and "<b>" not in answer.text
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert answer.headers["content-security-policy"] == web.HEADERS["content-security-policy"]
+    monkeypatch.setattr(encoder, "encode", None)
+    app = web.create_app(encoder, library, folder)
+    with TestClient(app, base_url=HERE, raise_server_exceptions=False) as broken:
+        assert "the terminal" in refusal(broken.get("/api/search?q=a"), 500)
+        assert "the terminal" in broken.get("/api/search?q=a", headers=browser).text
+
+
+def test_one_search_at_a_time_has_the_model_and_who_needs_none_does_not_wait(encoder, library, folder, monkeypatch):
+    at_work, most, entered, release = [], [], threading.Event(), threading.Event()
+
+    def encode(text, modality):
+        at_work.append(text)
+        most.append(len(at_work))
+        entered.set()
+        assert release.wait(60)
+        at_work.remove(text)
+        return library.matrix[0]
+
+    monkeypatch.setattr(encoder, "encode", encode)
+    answers = []
+    with running(web.create_app(encoder, library, folder)) as address:
+        asking = [
+            threading.Thread(target=lambda q=q: answers.append(urlopen(f"{address}/api/search?q={q}").read()))
+            for q in range(5)
+        ]
+        for thread in asking:
+            thread.start()
+        assert entered.wait(60)
+        assert urlopen(address + at("similar", "scale.mid")).status == 200 and not answers
+        release.set()
+        for thread in asking:
+            thread.join()
+    assert len(answers) == 5 and set(most) == {1}
+
+
+def test_what_there_is(client, folder):
+    about = client.get("/api/library").json()
+    assert (about["name"], about["total"], about["failures"]) == ("music", 8, 0)
+    assert about["modalities"] == {"score": 4, "midi": 2, "audio": 1, "text": 1}
+    items = {(item["name"], item["tune"]): item for item in client.get("/api/search?q=a").json()["results"]}
+    assert items["reel.abc", None]["title"] == TITLE.replace("&amp;", "&")
+    assert items["book.abc", 2]["title"] == "Second"
+    assert items["air.musicxml", None] | {"title": "An Air", "folder": "sub"} == items["air.musicxml", None]
+    assert items["scale.mid", None] | {"title": None, "folder": ""} == items["scale.mid", None]
+
+
+def test_names_that_are_no_unicode_can_be_shown(encoder, tmp_path):
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/sl\xe4ngpolska.txt"))
+    path.write_text("a polska")
+    library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
+    with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
+        (item,) = client.get("/api/search?q=polska").json()["results"]
+        assert item["name"] == r"'sl\udce4ngpolska.txt'" and item["address"] == r"sl\udce4ngpolska.txt"
+        assert client.get(item["file"]).text == "a polska"
+
+
+def test_recordings_stream_by_ranges(client, folder):
+    content = (folder / "tone.wav").read_bytes()
+    (item,) = client.get("/api/search?q=a&modality=audio").json()["results"]
+    assert item["sound"] == item["file"]
+    part = client.get(item["sound"], headers={"range": "bytes=10-29"})
+    assert part.status_code == 206 and part.content == content[10:30]
+    assert part.headers["content-range"] == f"bytes 10-29/{len(content)}"
+    whole = client.get(item["sound"])
+    assert whole.content == content and whole.headers["content-type"] == "audio/wav"
+
+
+def test_files_of_scores_are_never_shown_as_pages(client):
+    response = client.get(at("file", "sub/air.musicxml"))
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert response.headers["content-disposition"] == 'attachment; filename="air.musicxml"'
+    assert "sandbox" in response.headers["content-security-policy"]
+    text = client.get(at("file", "air.txt"))
+    assert text.headers["content-type"] == "text/plain; charset=utf-8" and "悲しい歌" in text.text
+
+
+def test_previews_of_each_kind(client):
+    reel, first, second = (client.get(at("notation.svg", name)) for name in ("reel.abc", "book.abc#1", "book.abc#2"))
+    for svg in (reel, first, second):
+        assert svg.headers["content-type"] == "image/svg+xml" and "<script" not in svg.text
+        assert svg.headers["content-security-policy"] == "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+    assert second.text.count("keyAccid") < first.text.count("keyAccid")  # one sharp, not two
+    narrow = client.get(at("notation.svg", "reel.abc", narrow=""))
+    assert 'viewBox="0 0 360 ' in narrow.text and 'viewBox="0 0 640 ' in reel.text
+    assert client.get(at("roll.svg", "scale.mid")).text.count("M") == 12 + 2  # and the lines of C4 and C5
+    sound, rate = soundfile.read(io.BytesIO(client.get(at("sound", "scale.mid")).content))
+    assert len(sound) / rate == pytest.approx(12 * 0.25 + 1, abs=0.1)
+    assert "expected midi for that" in refusal(client.get(at("roll.svg", "air.txt")), 404)
+
+
+def test_a_preview_that_fails_says_why(encoder, tmp_path):
+    midi_file(tmp_path / "tune.mid")
+    library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
+    with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
+        assert client.get(at("roll.svg", "tune.mid")).status_code == 200
+        (tmp_path / "tune.mid").write_bytes(b"MThd")
+        os.utime(tmp_path / "tune.mid", (0, 0))  # as a file that is put back
+        error = refusal(client.get(at("roll.svg", "tune.mid")), 400)
+        assert error.startswith("tune.mid: expected whole tracks") and str(tmp_path) not in error
+
+
+def mei(path):
+    toolkit = verovio.toolkit()
+    toolkit.loadData(KERN)
+    path.write_text(toolkit.getMEI())
+
+
+def mxl(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("score.xml", abc_to_xml("X:1\nT:A scale\nL:1/4\nK:C\nCDEF|G4|\n"))
+
+
+def wild(path):
+    path.write_bytes("X:1\nT:A scale\nC:Bartók\nL:1/4\nK:C\nCDEF|G4|\n\nSome prose.\n".encode("latin-1"))
+
+
+def interleaved(path):
+    path.write_text(interleave(xml_to_abc(abc_to_xml("X:1\nL:1/4\nK:C\nCDEF|G4|\n").encode())))
+
+
+@pytest.mark.parametrize(
+    "name, make, called",
+    [
+        ("a.krn", lambda path: path.write_text(KERN), "A scale"),
+        ("a.mei", mei, "A scale"),
+        ("a.mxl", mxl, "A scale"),
+        ("a.abc", wild, "A scale"),
+        ("a.abc", interleaved, None),
+    ],
+)
+def test_scores_of_any_kind_are_engraved_and_played(tmp_path, name, make, called):
+    path = tmp_path / name
+    make(path)
+    assert title(path) == called
+    engrave(path, tmp_path / "a.svg")
+    svg = (tmp_path / "a.svg").read_text()
+    assert svg.count('class="note"') == 5 and svg.count('class="clef"') == 1
+    play(path, tmp_path / "a.wav")
+    assert soundfile.info(tmp_path / "a.wav").duration == pytest.approx(4 + 1, abs=0.1)
+
+
+def test_of_a_long_score_the_beginning_is_engraved(tmp_path):
+    (tmp_path / "a.abc").write_text("X:1\nL:1/4\nK:C\n" + "CDEF|\n" * 2000)
+    engrave(tmp_path / "a.abc", tmp_path / "a.svg")
+    assert 4 < (tmp_path / "a.svg").read_text().count('class="measure') < 64
+
+
+def test_what_is_played_is_what_is_written(tmp_path):
+    """A flute plays A4 for a second, at a tempo of its own and behind ten minutes of rests."""
+    midi_file(tmp_path / "a.mid", [(69, 960)], tempo=500_000, lead=960 * 600)
+    play(tmp_path / "a.mid", tmp_path / "a.wav")
+    sound, rate = soundfile.read(tmp_path / "a.wav")
+    assert sound.ndim == 1 and len(sound) / rate == pytest.approx(2, abs=0.1)
+    spectrum = np.abs(np.fft.rfft(sound[:rate]))
+    assert spectrum.argmax() == pytest.approx(440, abs=5)
+
+
+def test_no_more_than_a_minute_is_played(tmp_path):
+    midi_file(tmp_path / "a.mid", [(60, 480)] * 10 + [(60, 480 * 10_000)], tempo=1_000_000)
+    play(tmp_path / "a.mid", tmp_path / "a.wav")
+    assert soundfile.info(tmp_path / "a.wav").duration < 62
+
+
+def test_recordings_that_no_browser_plays_are_decoded(client, tmp_path):
+    write(tmp_path / "a.aiff", sine(2, 22_050, 440.0), 22_050, "pcm_s16be")
+    play(tmp_path / "a.aiff", tmp_path / "a.wav")
+    sound, rate = soundfile.read(tmp_path / "a.wav")
+    assert (len(sound), rate) == (88_200, 44_100)
+    assert np.abs(np.fft.rfft(sound)).argmax() / 2 == pytest.approx(440, abs=1)
+
+
+def test_a_roll_has_a_bar_for_each_note(tmp_path):
+    midi_file(tmp_path / "a.mid", [(60 + step, 480) for step in (0, 2, 4)])
+    draw_roll(tmp_path / "a.mid", tmp_path / "a.svg")
+    (fill,) = re.findall(r'fill="[^"]*" d="([^"]*)"', (tmp_path / "a.svg").read_text())
+    bars = np.array(re.findall(r"M(\S+) (\S+?)h(\S+?)v", fill), float)
+    np.testing.assert_allclose(bars[:, 0], [0, 640 / 3, 1280 / 3], atol=0.1)  # three notes of a length, one by one
+    np.testing.assert_allclose(bars[:, 1] - bars[0, 1], [0, -16, -32], atol=0.1)  # and two semitones up each
+    mido.MidiFile(tracks=[mido.MidiTrack()]).save(tmp_path / "empty.mid")
+    with pytest.raises(InputError, match="expected notes, found none"):
+        draw_roll(tmp_path / "empty.mid", tmp_path / "b.svg")
+
+
+def test_a_preview_that_kills_its_process_is_alone_in_it(tmp_path, monkeypatch):
+    def die(source, target):
+        os._exit(1)
+
+    async def both():
+        previews = Previews(tmp_path)
+        for make in (die, shutil.copy):  # it is not tried again, until its source changes
+            with pytest.raises(InputError, match="the process that worked on it died"):
+                await previews.get(make, tmp_path / "a", "b")
+        made = await previews.get(shutil.copy, tmp_path / "a", "c")
+        assert await previews.get(die, tmp_path / "a", "c") == made  # it is there
+        os.utime(tmp_path / "a", (2**33, 2**33))
+        again = await previews.get(shutil.copy, tmp_path / "a", "b")
+        again.unlink()  # as what cleans temporary folders does
+        again = await previews.get(shutil.copy, tmp_path / "a", "b")
+        with pytest.raises(InputError, match="the process that worked on it died"):
+            await previews.get(die, tmp_path / "a", "d")
+        monkeypatch.setattr("clamplib.app.previews.RETRY", 0)
+        assert (await previews.get(shutil.copy, tmp_path / "a", "d")).exists()
+        previews.close()
+        return made.read_text(), again.read_text()
+
+    (tmp_path / "a").write_text("text")
+    assert asyncio.run(both()) == ("text", "text")
+
+
+def test_what_was_used_last_is_kept(tmp_path, monkeypatch):
+    async def get(*names):
+        previews = Previews(tmp_path / "previews")
+        for name in names:
+            await previews.get(shutil.copy, tmp_path / "a", name)
+        previews.close()
+
+    (tmp_path / "a").write_bytes(bytes(40))
+    monkeypatch.setattr("clamplib.app.previews.MOST_BYTES", 100)
+    asyncio.run(get("b", "c", "b", "d"))
+    assert {path.name.split("-")[1] for path in (tmp_path / "previews").iterdir()} == {"b", "d"}
+
+
+def test_a_preview_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
+    def sleep(source, target):
+        threading.Event().wait()
+
+    async def get():
+        previews = Previews(tmp_path)
+        with pytest.raises(InputError, match="it takes more than 0.1 seconds"):
+            await previews.get(sleep, tmp_path / "a", "b")
+
+    (tmp_path / "a").write_text("text")
+    monkeypatch.setattr("clamplib.app.previews.PATIENCE", 0.1)
+    asyncio.run(get())
+
+
+def test_serve_listens_where_it_says(encoder, library, folder, capsys, monkeypatch):
+    opened, served = [], []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: served.append(sockets[0].getsockname()))
+    web.serve(encoder, library, folder, port=0, open_browser=True)
+    ((host, port),) = served
+    assert host == "127.0.0.1" and opened == [f"http://127.0.0.1:{port}"]
+    assert f"Search 8 sources at http://127.0.0.1:{port}" in capsys.readouterr().out
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match="choose another port"):
+        web.serve(encoder, library, folder, port=taken.getsockname()[1])
+
+
+@contextmanager
+def running(app):
+    """The address of a server in a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+        thread = threading.Thread(target=server.run, args=[[listening]])
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def browsing(app, **options):
+    """A page of a browser, in which no script may fail, and nothing break the content's policy."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    faults = []
+    with running(app) as address, playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(base_url=address, **options)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text) if "Policy" in message.text else None)
+        page.set_default_timeout(60_000)
+        yield page
+        browser.close()
+    assert not faults
+
+
+def settled(page, beginning=""):
+    """What the page says when an answer that begins so has come, and the pictures with it."""
+    from playwright.sync_api import expect
+
+    status = page.get_by_role("status")
+    expect(status).to_have_text(re.compile(rf"^(?!Searching){beginning}."), timeout=60_000)
+    page.wait_for_function("""async () => {
+        for (const image of document.images) {
+          image.loading = "eager";
+          await image.decode().catch(() => {});
+        }
+        return true;
+    }""")
+    return status.inner_text()
+
+
+def drop(page, path):
+    """Drops a file on the page."""
+    page.evaluate(
+        """([name, bytes]) => {
+          const files = new DataTransfer();
+          files.items.add(new File([new Uint8Array(bytes)], name));
+          dispatchEvent(new DragEvent("drop", { dataTransfer: files, cancelable: true }));
+        }""",
+        [path.name, list(path.read_bytes())],
+    )
+
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+
+@in_a_browser
+def test_the_page_in_a_browser(seeing, library, folder, tmp_path):
+    """A link with a query shows its results; clicks, drops and the way back work, and no title comes alive."""
+    app = web.create_app(seeing, library, folder)
+    query = {"q": "un reel animé", "modality": "score"}
+    items = TestClient(app, base_url=HERE).get("/api/search", params=query).json()["results"]
+    with browsing(app) as page:
+        page.goto(f"/?{urlencode(query)}")
+        status = settled(page)
+        assert status == "All 4, closest first, to “un reel animé”" and page.title() == "un reel animé · CLaMP 3"
+        titles = page.locator("#results h2").all_inner_texts()
+        assert titles == [item["title"] for item in items] and len(titles) == 4
+        assert page.get_by_alt_text("Notation of An Air, its beginning").count() == 1
+        page.get_by_role("link", name="More like Second").click()
+        assert settled(page, "All 3") == "All 3, closest first, to “Second”"
+        assert page.url.endswith("?like=book.abc%232&modality=score")
+        page.reload()
+        assert settled(page) == "All 3, closest first, to “Second”"
+        (tmp_path / "<b>.txt").write_text("a reel")
+        drop(page, tmp_path / "<b>.txt")
+        assert settled(page, "All 4") == "All 4, closest first, to “<b>.txt”"
+        page.get_by_label("By a file").set_input_files(image_file(tmp_path / "photo.png"))
+        assert settled(page, ".*photo") == f"All 4, closest first, to “photo.png”, in which is seen “{CAPTION}”"
+        for _ in range(3):
+            page.go_back()
+        assert settled(page, ".*animé") == status and not page.locator(".fault").count()
+
+
+@in_a_browser
+def test_the_page_on_a_phone(seeing, folder, tmp_path):
+    """Nothing is wider than the window, no input zooms it, and all that is tapped is as large as a finger."""
+    name = "a_name_that_has_no_place_to_break" * 6
+    music = Path(shutil.copytree(folder, tmp_path / "music", symlinks=True))
+    (music / f"{name}.txt").write_text(name * 20)
+    image_file(music / "wide.png")
+    sources = find_sources(music, seeing.suffixes)
+    vectors = np.random.default_rng(0).normal(size=(len(sources), seeing.dimension)).astype(np.float32)
+    with browsing(web.create_app(seeing, Library(sources, vectors), music), **PHONE) as page:
+        for address, least in (("/", 12), (f"/?q={name}", 30), ("/api/file?source=none", 1)):
+            page.goto(address)
+            if least > 1:
+                page.get_by_text("Texts").wait_for()
+            if "q=" in address:
+                settled(page, "All")
+                assert page.locator("picture img").first.evaluate("image => image.currentSrc").endswith("&narrow")
+                page.locator("article:has(picture) .play").first.tap()
+                page.locator("audio").nth(1).wait_for()
+            assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth && innerWidth === 390")
+            heights = page.locator("a, button, label.button, #filters label, audio, #q").evaluate_all(
+                """targets => targets.filter(target => target.checkVisibility()).map(
+                  target => [target.getBoundingClientRect().height, target.outerHTML])"""
+            )
+            assert len(heights) >= least and not [target for height, target in heights if height < 40]
+            fonts = page.locator("input, textarea, select").evaluate_all(
+                "inputs => inputs.map(input => parseFloat(getComputedStyle(input).fontSize))"
+            )
+            assert min(fonts, default=16) >= 16
+
+
+FOCUSED = """() => {
+  const [focused, label] = [document.activeElement, document.activeElement.labels?.[0]];
+  const seen = [focused, label].some((element) => element && getComputedStyle(element).outlineStyle !== "none");
+  return [focused.localName, seen];
+}"""
+
+
+def tab_to(page, selector):
+    """Goes on with the Tab key, until such an element has the focus; all on the way show that they have it."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        name, seen = page.evaluate(FOCUSED)
+        assert seen or name == "body", name
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    raise AssertionError(f"no way to {selector} by the Tab key")
+
+
+@in_a_browser
+def test_the_page_by_the_keyboard_alone(encoder, library, folder):
+    with browsing(web.create_app(encoder, library, folder)) as page:
+        page.goto("/")
+        page.get_by_text("Texts").wait_for()
+        tab_to(page, "#q")
+        page.keyboard.type("a lively reel")
+        page.keyboard.press("Enter")
+        assert settled(page) == "All 8, closest first, to “a lively reel”" and "?q=a+lively+reel" in page.url
+        tab_to(page, "#filters input")
+        page.keyboard.press("ArrowRight")
+        assert settled(page, "All 4") == "All 4, closest first, to “a lively reel”"
+        tab_to(page, "#results a.similar")
+        page.keyboard.press("Enter")
+        assert settled(page, "All 3").startswith("All 3, closest first, to “") and "?like=" in page.url
+        tab_to(page, "#results button.play")
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('audio')].some(a => !a.paused && a.currentTime > 0)"
+        )
+        assert page.evaluate("document.activeElement.localName") == "audio"
+
+
+@in_a_browser
+def test_more_results_get_the_focus(encoder, tmp_path):
+    for number in range(25):
+        (tmp_path / f"{number}.txt").write_text(f"tune number {number}")
+    library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
+    with browsing(web.create_app(encoder, library, tmp_path)) as page:
+        page.goto("/?q=tune")
+        assert settled(page) == "The 20 closest of 25 to “tune”"
+        tab_to(page, "#more")
+        page.keyboard.press("Enter")
+        assert settled(page, "All") == "All 25, closest first, to “tune”"
+        page.wait_for_function("() => document.activeElement.closest('li:nth-child(21)')")
+
+
+@in_a_browser
+def test_the_page_is_accessible_in_the_light_and_in_the_dark(seeing, library, folder):
+    """By axe: names, roles, headings, landmarks, contrast. And nothing moves."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    grounds = []
+    with browsing(web.create_app(seeing, library, folder)) as page:
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            for address in ("/", "/?q=a+reel", "/?file=gone.mid"):
+                page.goto(address)
+                page.get_by_text("Texts").wait_for()
+                if "q=" in address:
+                    settled(page, "All")
+                    page.locator(".play:visible").first.click()
+                found = axe.run(page)
+                assert not found.violations_count, found.generate_report()
+                assert page.locator("h1").count() == 1 and page.evaluate("document.getAnimations().length") == 0
+                assert page.get_by_role("status").count() == 1
+            grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        page.goto("/?q=a+reel")
+        settled(page, "All")
+        assert page.get_by_role("list", name="Results").get_by_role("listitem").count() == 8
+    assert grounds == ["rgb(251, 250, 247)", "rgb(23, 22, 21)"]

@@ -1,0 +1,110 @@
+"""Features against the golden ones, and that batches change nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from clamplib.embedding.encoding import (
+    Encoder,
+    Span,
+    clamp3_encoders,
+    encode,
+    encode_scores,
+    encode_texts,
+    length_batches,
+    m3_encoders,
+    segment_spans,
+)
+from clamplib.embedding.sequences import MODALITIES, Reader
+from clamplib.models.checkpoints import load_clamp3, load_m3
+
+TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+@pytest.fixture
+def loaded(tiny_weights, tiny_geometry):
+    return load_clamp3(tiny_weights / "clamp3_tiny.pth", weights_folder=tiny_weights, geometry=tiny_geometry)
+
+
+@pytest.fixture
+def loaded_m3(tiny_weights, tiny_geometry):
+    return load_m3(tiny_weights / "m3_tiny.pth", weights_folder=tiny_weights, geometry=tiny_geometry)
+
+
+def compare(encoders, expected, folder, tokenizer, geometry):
+    """All golden cases in as few batches as they fit."""
+    reader = Reader(geometry, tokenizer)
+    assert expected.files
+    for modality, encoder in encoders.items():
+        names = [name for name in expected.files if MODALITIES[f".{name.split('/')[0]}"] == modality]
+        sequences = [reader(folder / f"{name}.{name.split('/')[0]}") for name in names]
+        for name, feature in zip(names, encode(encoder, sequences), strict=True):
+            assert feature.dtype == np.float32
+            np.testing.assert_allclose(feature, expected[name], **TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["global", "temporal"])
+def test_clamp3_golden(kind, golden, loaded, tiny_geometry):
+    expected = np.load(golden / f"model/expected_clamp3_{kind}.npz")
+    encoders = clamp3_encoders(loaded, kind == "global")
+    compare(encoders, expected, golden / "model/in", loaded.tokenizer, tiny_geometry)
+
+
+def test_m3_golden(golden, loaded_m3, tiny_geometry):
+    expected = np.load(golden / "model/expected_m3.npz")
+    compare(m3_encoders(loaded_m3), expected, golden / "model/in", None, tiny_geometry)
+
+
+def test_lines_in_first_seen_order_give_one_of_the_acceptable_vectors(golden, loaded):
+    vector = encode_texts(loaded, [(golden / "model/multiline/multi.txt").read_text()])
+    acceptable = np.load(golden / "model/multiline/acceptable_global.npz")
+    distances = {name: np.abs(acceptable[name] - vector).max() for name in acceptable.files}
+    print(distances)
+    assert min(distances.values()) < 2e-5
+
+
+def test_spans_by_hand():
+    assert segment_spans(3, 4) == [Span(0, 3, 3)]
+    assert segment_spans(4, 4) == [Span(0, 4, 4)]
+    assert segment_spans(5, 4) == [Span(0, 4, 4), Span(1, 5, 1)]
+    assert segment_spans(8, 4) == [Span(0, 4, 4), Span(4, 8, 4)]
+    assert segment_spans(11, 4) == [Span(0, 4, 4), Span(4, 8, 4), Span(7, 11, 3)]
+
+
+def test_batches_are_sorted_and_bounded():
+    batches = list(length_batches([1, 5, 2, 9, 5, 1], space=10))
+    assert batches == [[3], [1, 4], [2, 0, 5]]
+    assert list(length_batches([50, 1], space=10)) == [[0], [1]]  # too long for the space: alone
+    assert list(length_batches([], space=10)) == []
+
+
+def test_segments_are_joined_by_hand():
+    def mean(inputs, masks):
+        return (inputs[..., 0] * masks).sum(1, keepdim=True) / masks.sum(1, keepdim=True)
+
+    rows = np.arange(5, dtype=np.float32)[:, None]
+    pooled = Encoder(mean, max_length=4, pooled=True, device=torch.device("cpu"))
+    # segments 0 1 2 3 and 1 2 3 4: means 1.5 and 2.5, weights 4 and 1
+    np.testing.assert_allclose(encode(pooled, [rows])[0], [[(4 * 1.5 + 2.5) / 5]])
+    states = Encoder(lambda inputs, masks: inputs, max_length=4, pooled=False, device=torch.device("cpu"))
+    short, long = encode(states, [rows[:2], rows])
+    np.testing.assert_array_equal(short, rows[None, :2])
+    np.testing.assert_array_equal(long, rows[None])
+
+
+def test_neither_batch_nor_order_nor_padding_changes_a_vector(loaded):
+    texts = [" ".join(["slow waltz in a minor key"] * n) for n in (1, 40, 3, 80, 2)]
+    together = encode_texts(loaded, texts)
+    alone = np.concatenate([encode_texts(loaded, [text]) for text in texts])
+    np.testing.assert_allclose(together, alone, **TOLERANCE)
+    np.testing.assert_allclose(encode_texts(loaded, texts[::-1])[::-1], together, **TOLERANCE)
+    np.testing.assert_allclose(encode_texts(loaded, texts, batch_size=1), together, **TOLERANCE)
+
+
+def test_scores_in_memory_equal_the_golden_files(golden, loaded):
+    expected = np.load(golden / "model/expected_clamp3_global.npz")
+    names = ("abc/short", "mtf/short")
+    scores = [(golden / "model/in" / f"{name}.{name[:3]}").read_text() for name in names]
+    vectors = encode_scores(loaded, scores)
+    assert vectors.shape == (2, 96)
+    np.testing.assert_allclose(vectors, np.concatenate([expected[name] for name in names]), **TOLERANCE)

@@ -1,0 +1,253 @@
+"""MusicXML -> ABC -> interleaved ABC -> MusicXML: equal to the reference on golden files; wild, bad input."""
+
+import gzip
+import io
+import json
+import re
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from clamplib.files import InputError
+from clamplib.formats.notation import abc_to_xml, bars_differ, interleave, split_tunes, xml_to_abc
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "abc"
+CASES = json.loads((GOLDEN / "manifest.json").read_text())
+TUNE = "X:1\nT:Ä tune\nM:4/4\nL:1/8\nK:C\nCDEF GABc|c8|]\n"
+XML = (
+    "<score-partwise><part-list><score-part id='P1'><part-name>Flöte</part-name></score-part></part-list>"
+    "<part id='P1'><measure number='1'><attributes><divisions>1</divisions></attributes><note><pitch><step>C"
+    "</step><octave>4</octave></pitch><duration>4</duration></note></measure></part></score-partwise>"
+)
+
+
+def names(field: str) -> list[str]:
+    return [case["input"] for case in CASES if case[field]]
+
+
+def undated(xml: str) -> str:
+    xml = re.sub(r"<encoding-date>[^<]*<", "<encoding-date>DATE<", xml)
+    return re.sub(r"abc2xml version \d+", "abc2xml version N", xml)
+
+
+def zipped(members: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", names("std"))
+def test_abc_equals_golden(name):
+    assert xml_to_abc(GOLDEN / "xml" / name) == read(GOLDEN / "std" / f"{Path(name).stem}.abc")
+
+
+@pytest.mark.parametrize("name", names("interleaved"))
+def test_interleaved_equals_golden(name):
+    stem = Path(name).stem
+    assert interleave(read(GOLDEN / "std" / f"{stem}.abc")) == read(GOLDEN / "interleaved" / f"{stem}.abc")
+
+
+@pytest.mark.parametrize("name", names("back_xml"))
+def test_xml_equals_golden(name):
+    stem = Path(name).stem
+    expected = gzip.decompress((GOLDEN / "back_xml" / f"{stem}.xml.gz").read_bytes()).decode()
+    assert undated(abc_to_xml(read(GOLDEN / "interleaved" / f"{stem}.abc"))) == undated(expected)
+
+
+def read(path: Path) -> str:
+    return path.read_bytes().decode()
+
+
+def test_conversions_do_not_depend_on_those_before():
+    first, second = (GOLDEN / "xml" / name for name in names("std")[:2])
+    alone = xml_to_abc(second)
+    xml_to_abc(first)
+    with pytest.raises(InputError):
+        xml_to_abc(b"<broken")
+    assert xml_to_abc(second) == alone
+
+
+def test_threads_do_not_disturb_each_other():
+    paths = [GOLDEN / "xml" / name for name in names("std")[:6]]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(xml_to_abc, paths)) == [xml_to_abc(path) for path in paths]
+
+
+def test_nothing_is_printed(capfd):
+    for name in ("demos__multiple-verses.xml", "handmade__unequal.musicxml"):
+        abc = xml_to_abc(GOLDEN / "xml" / name)
+        bars_differ(abc)
+        with pytest.raises(InputError) if "unequal" in name else nullcontext():
+            abc_to_xml(interleave(abc))
+    assert capfd.readouterr() == ("", "")
+
+
+# --- MusicXML, as found
+
+
+def test_mxl_with_a_musicxml_inside():
+    assert xml_to_abc(GOLDEN / "xml" / "verdi__laDonnaEMobile.mxl").startswith("X:1\nT:")
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"score.xml": XML},
+        {"score.MusicXML": XML},
+        {"META-INF/container.xml": "<c><r full-path='in/b.xml'/></c>", "a.xml": "no", "in/b.xml": XML},
+        {"META-INF/container.xml": "<c><r full-path='gone.xml'/></c>", "b.xml": XML},
+        {"in/._a.xml": "no", "in/a.xml": XML},
+    ],
+)
+def test_mxl_finds_its_score(members):
+    assert xml_to_abc(zipped(members)) == xml_to_abc(XML.encode())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "iso-8859-1"])
+def test_xml_is_read_as_it_declares(encoding):
+    xml = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>' + XML
+    assert 'nm="Flöte"' in xml_to_abc(xml.encode(encoding))
+
+
+@pytest.mark.parametrize("end", ["|", "||", "|]", ":|", ":||"])
+@pytest.mark.parametrize("start", ["", "|", "||", "|:", "[|", "||:"])
+def test_nothing_is_lost_behind_a_bar_line_written_twice(end, start):
+    """Many a tune in the wild ends a line in a bar line and begins the next one with it."""
+    tune = f"X:1\nM:4/4\nL:1/8\nK:C\nC8|D8{end}\n{start}E8|F8|]\n"
+    interleaved = interleave(xml_to_abc(abc_to_xml(tune).encode()))
+    assert [bar[5:7] for bar in interleaved.splitlines()[4:]] == ["C8", "D8", "E8", "F8"]
+
+
+def test_terms_that_xml2abc_does_not_know_cost_no_note():
+    """As found in OpenScore: a pedal line that is interrupted, one note value equal to another, an old accidental."""
+    note = "<note><pitch><step>D</step><alter>{}</alter><octave>4</octave></pitch><duration>4</duration>{}</note>"
+    mark = "<direction><direction-type>{}</direction-type><voice>1</voice></direction>"
+    pedals = [mark.format(f"<pedal type='{kind}'/>") for kind in ("start", "discontinue", "resume", "stop", "change")]
+    relation = mark.format("<metronome><beat-unit>half</beat-unit><beat-unit>quarter</beat-unit></metronome>")
+    sharp = note.format(1, "<accidental>natural-sharp</accidental>")
+    odd = XML.replace("</measure>", f"{sharp.join(pedals)}{relation}{note.format(0, '')}</measure>")
+    known = [mark.format(f"<pedal type='{kind}'/>") for kind in ("start", "stop", "start", "stop")] + [""]
+    plain = XML.replace("</measure>", f"{note.format(1, '').join(known)}{note.format(0, '')}</measure>")
+    assert xml_to_abc(odd.encode()) == xml_to_abc(plain.encode())
+    assert xml_to_abc(odd.encode()).count("!ped!") == 2
+
+
+def test_xml_may_begin_with_blank_lines():
+    assert xml_to_abc(b"\n \n<?xml version='1.0'?>" + XML.encode()) == xml_to_abc(XML.encode())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "an empty file"),
+        (b"hello", "came b'hello'"),
+        (XML.encode()[:-40], "expected sound MusicXML"),
+        (b"<score-partwise/>", "expected sound MusicXML"),
+        (re.sub("<note>.*</note>", "", XML).encode(), "a score with notes"),
+        (b"<mei/>", "kind score-partwise, came <mei>"),
+        (b"<!DOCTYPE x [<!ENTITY a 'b'>]>" + XML.encode(), "declares entities"),
+        (("\ufeff<!DOCTYPE x [<!ENTITY a 'b'>]>" + XML).encode("utf-16-le"), "declares entities"),
+        (XML.replace("<duration>4", "<duration>x").encode(), "xml2abc met ValueError"),
+        (b"PK\3\4broken", "broken one"),
+        (zipped({"readme.txt": "no"}), "expected a MusicXML file in the archive"),
+        (zipped({"a.xml": XML})[:-10], "broken one"),
+        (zipped({"a.xml": XML * 9})[:60] + b"?" * 9 + zipped({"a.xml": XML * 9})[69:], "broken one"),
+    ],
+)
+def test_bad_xml_is_an_input_error(data, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        xml_to_abc(data)
+
+
+def test_zip_bombs_are_refused(monkeypatch):
+    monkeypatch.setattr("clamplib.formats.notation.MAX_UNZIPPED", 1000)
+    with pytest.raises(InputError, match="at most 1000 bytes"):
+        xml_to_abc(zipped({"a.xml": XML + " " * 2000}))
+
+
+# --- interleaving
+
+
+def test_interleaved_lines_hold_a_bar_of_each_voice():
+    abc = "L:1/8\nK:C\nV:1 treble\nV:2 bass\nV:1\n z8 | C8 | D8 |]\nV:2\n z8 | E8 | F8 |]\n"
+    head, *bars = interleave(abc).split("[V:1]")
+    assert head == "L:1/8\nK:C\nV:1 treble\nV:2 bass\n"
+    assert bars == ["C8|[V:2]E8|\n", "D8|][V:2]F8|]\n"]
+
+
+def test_quotes_that_hold_bar_lines_go_and_others_stay():
+    abc = 'K:C\nV:1\n"^a|b" C8 | "Am" D8 | "^say \\"hi\\"" E8 |]\n'
+    assert interleave(abc) == 'K:C\n[V:1]C8|\n[V:1]"Am" D8|\n[V:1]"^say hi" E8|]\n'
+
+
+@pytest.mark.parametrize(
+    ("abc", "message"),
+    [
+        (TUNE, "expected ABC with V:1 lines"),
+        ("", "expected ABC with V:1 lines"),
+        ("V:1\nz8 | z8 |]\n", "no notes"),
+        ("V:1\nC8 | C8 |]\nV:2\nC8 |]\n", "different numbers of bars"),
+    ],
+)
+def test_bad_abc_is_not_interleaved(abc, message):
+    with pytest.raises(InputError, match=message):
+        interleave(abc)
+
+
+def test_bars_differ():
+    assert bars_differ("V:1\nC8 | C8 |]\nV:2\nC8 | C4 |]\n")
+    assert not bars_differ("V:1\nC8 | C8 |]\nV:2\nC8 | C4 D4 |]\n")
+    assert not bars_differ("no ABC at all")
+
+
+# --- ABC from the wild
+
+
+def test_file_header_goes_to_every_tune_and_prose_to_none():
+    abc = (
+        "%%scale 1\nA collection of tunes\nM:3/4\n\nX:5\nK:C\nCDE|\n\nFrom my aunt. C D E\n\n"
+        "X:7\nK:G\nGAB|\n\nc d e|\nW:la\n"
+    )
+    first, second = split_tunes(abc)
+    assert first == "X:5\n%%scale 1\nM:3/4\nK:C\nCDE|\n"
+    assert second == "X:7\n%%scale 1\nM:3/4\nK:G\nGAB|\nc d e|\nW:la\n"
+
+
+def test_a_file_without_numbers_is_one_tune():
+    assert split_tunes("K:C\nCDE|\n") == ["X:1\nK:C\nCDE|\n"]
+    assert split_tunes(" \n") == []
+
+
+@pytest.mark.parametrize(
+    ("abc", "message"),
+    [
+        ("Dear diary, today", "with a K: line"),
+        ("K:C\nZ10000|\n", "rests of at most 9999 bars"),
+    ],
+)
+def test_bad_abc_is_not_converted(abc, message):
+    with pytest.raises(InputError, match=message):
+        abc_to_xml(abc)
+
+
+def test_what_abc2xml_raises_is_an_input_error(monkeypatch):
+    abc_to_xml(TUNE)
+    monkeypatch.setattr("abctoolkit.abc2xml.mxm.parse", lambda tune: 1 / 0)
+    with pytest.raises(InputError, match="abc2xml met ZeroDivisionError"):
+        abc_to_xml(TUNE)
+
+
+def test_files_named_in_a_tune_are_not_read(tmp_path):
+    (tmp_path / "secret").write_text("T:secret\n")
+    include = f"%%abc-include {tmp_path / 'secret'}\nI:abc-include {tmp_path / 'secret'}\n"
+    assert "secret<" not in abc_to_xml(TUNE.replace("K:C\n", include + "K:C\n"))
+
+
+def test_a_tune_goes_on_behind_any_number_of_blank_lines():
+    tune = "X:1\nK:D\nABcd|\n\n\nefga|\n \n\nA remark on the tune.\n"
+    assert split_tunes(tune) == ["X:1\nK:D\nABcd|\nefga|\n"]

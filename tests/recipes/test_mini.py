@@ -1,0 +1,153 @@
+"""How mini's data is made: no label reaches the notes, near-duplicates share a side, copies are faithful."""
+
+import json
+import re
+
+import mido
+import pytest
+
+import build
+from clamplib.formats.notation import abc_to_xml
+from convert import Notes, as_recorded, convert, opening_steps, to_midi, without_labels
+from corpus import KINDS, Piece, pieces, read_key, sung_language, with_key
+from evaluate import chance_mrr, equal_text_ceiling, is_right
+from texts import Facts
+
+TUNE = """X:7
+T:The Test of Titles
+R:reel
+O:Ireland
+N:"collected by nobody"
+C:A. Composer
+Q:1/4=120
+M:C|
+L:1/8
+K:D
+"^Lively reel"A2|"D"d2fd Adfd|"G"gfed "A7"c2A2|d2fd Adfd|"A"efec "D"d2:|
+w: la la la
+"""
+UNKNOWN = Facts(
+    **dict.fromkeys("title kind tonic mode metre tempo mood composer born origin collection song_language".split()),
+    instruments=(),
+)
+
+
+@pytest.fixture(scope="module")
+def tune() -> Notes:
+    return convert(Piece("test/1", UNKNOWN, abc=TUNE))
+
+
+def notes_of(mtf_or_midi) -> list[int]:
+    messages = mido.merge_tracks(mtf_or_midi.tracks)
+    return [message.note for message in messages if message.type == "note_on" and message.velocity]
+
+
+def test_no_label_reaches_the_notes(tune):
+    for text in (tune.abc, tune.raw, tune.mtf):
+        assert not re.search("(?i)title|reel|ireland|nobody|composer|lively| la ", text)
+        assert "Q:" not in text
+    assert '"D"' in tune.raw and '"A7"' in tune.abc  # chord symbols are music
+
+
+def test_an_opening_is_the_same_in_any_key_and_with_another_upbeat(tune):
+    for signature in ("G", "Bb", "E"):
+        copy = convert(Piece("test/1", UNKNOWN, abc=TUNE), signature)
+        assert copy.opening == tune.opening
+        assert copy.key_field == signature
+        assert copy.raw is None
+    other_upbeat = TUNE.replace('"^Lively reel"A2|', "A/B/c|")
+    assert convert(Piece("test/2", UNKNOWN, abc=other_upbeat)).opening == tune.opening
+    assert convert(Piece("test/3", UNKNOWN, abc=TUNE.replace("d2fd", "f2df"))).opening != tune.opening
+
+
+def test_opening_reads_the_first_voice_and_the_top_of_chords():
+    assert opening_steps("L:1/8\nK:C\n[V:1]C2E2G2c2|[V:2]z8|\n[V:1][CE]2F2G2A2|[V:2]z8|\n") == "2 2 3 -5 1 1 1"
+
+
+def test_a_recording_has_the_same_notes_in_another_dress():
+    import random
+
+    midi = to_midi(abc_to_xml(without_labels(TUNE)))
+    copy = as_recorded(midi, random.Random(3))
+    assert notes_of(copy) == notes_of(midi)
+    assert any(message.type == "note_off" for track in copy.tracks for message in track)
+    assert copy.length == pytest.approx(midi.length, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "field, key",
+    [
+        ("D", ("D", "major")),
+        ("Am", ("A", "minor")),
+        ("F# Minor", ("F#", "minor")),
+        ("ADor", ("A", "dorian")),
+        ("EM", ("E", "major")),
+        ("Bbmix", ("Bb", "mixolydian")),
+        ("none", (None, None)),
+    ],
+)
+def test_read_key(field, key):
+    assert read_key(field) == key
+
+
+def test_a_score_that_ends_on_the_relative_minor_is_minor():
+    assert with_key(UNKNOWN, "G", 40).mode == "minor"
+    assert with_key(UNKNOWN, "G", 40).tonic == "E"
+    assert with_key(UNKNOWN, "G", 43).mode == "major"
+    assert with_key(UNKNOWN, "Ab", 53).tonic == "F"
+
+
+def test_the_language_of_a_song():
+    lyric = "".join(f"<text>{word}</text>" for word in "und ich bin der Mann der nicht mit dir ist".split())
+    assert sung_language(lyric) == "German"
+    assert sung_language("<text>la</text>") is None
+
+
+def test_the_corpus_is_read_in_a_fixed_order_with_its_kinds():
+    found = list(pieces())
+    assert [piece.id for piece in found] == [piece.id for piece in pieces()]
+    assert len({piece.id for piece in found}) == len(found) > 4000
+    assert set(KINDS) <= {piece.facts.kind for piece in found}
+    assert not any("essen" in piece.id or "palestrina" in piece.id or "josquin" in piece.id for piece in found)
+
+
+def test_near_duplicates_share_a_side_and_equal_titles_leave_training(tmp_path):
+    held = next(str(n) for n in range(1000) if build.bucket(str(n)) in build.HELD_OUT)
+    train = [str(n) for n in range(1000) if build.bucket(str(n)) not in (*build.HELD_OUT, *build.EVALUATION)]
+    evaluation = next(str(n) for n in range(1000) if build.bucket(str(n)) in build.EVALUATION)
+    facts = {**vars(UNKNOWN), "kind": "reel", "tonic": "D", "mode": "major", "metre": "2/2", "instruments": []}
+
+    def record(name: str, opening: str, title: str) -> dict:
+        files = {"": [f"abc/{name}.abc", f"mtf/{name}.mtf"]}
+        return {"id": name, "opening": opening, "facts": {**facts, "title": title}, "files": files}
+
+    records = [
+        record("a", held, "Held"),
+        record("b", held, "Held too"),
+        record("c", train[0], "HELD!"),
+        record("d", train[1], "Kept"),
+        record("e", evaluation, "Judged"),
+    ]
+    records += [record(f"n{n}", opening, f"Other {n}") for n, opening in enumerate(train[2:40])]
+    build.write_split(records, tmp_path)
+    lines = {
+        name: (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines() for name in ("train", "heldout", "eval")
+    }
+    ids = {name: [json.loads(line)["id"] for line in found] for name, found in lines.items()}
+    assert ids["heldout"] == ["a", "b"]
+    assert ids["eval"] == ["e"]
+    assert "d" in ids["train"] and not {"a", "b", "c", "e"} & set(ids["train"])
+    assert "Held" not in "".join(lines["train"])
+
+
+def test_chance_and_ceiling():
+    assert chance_mrr(2) == pytest.approx(0.75)
+    assert equal_text_ceiling(["a", "a", "b"]) == pytest.approx((0.75 + 0.75 + 1) / 3)
+
+
+def test_a_sentence_is_judged_by_every_field_it_names():
+    jig = Facts(**{**vars(UNKNOWN), "kind": "jig", "mode": "dorian"})
+    groups = {"dance": ["jig", "reel"], "minor": ["minor", "dorian"]}
+    assert is_right(jig, {"kind": "dance", "mode": "minor"}, groups)
+    assert not is_right(jig, {"kind": ["reel"]}, groups)
+    assert not is_right(jig, {"kind": "dance", "metre": ["6/8"]}, groups)

@@ -1,0 +1,486 @@
+import importlib.util
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import uuid
+
+import numpy as np
+import pytest
+
+from clamplib.files import InputError
+from clamplib.retrieval import index as index_module
+from clamplib.retrieval import similarity as retrieval
+from clamplib.retrieval.index import ExactIndex, Hit, Record
+from clamplib.retrieval.milvus import MilvusIndex
+from clamplib.retrieval.similarity import normalize
+
+SPACE = {"variant": "mini", "weights_sha256": "ab", "geometry": {"text": 'a "quoted" one'}, "kind": "clamp3 global"}
+OTHER = {**SPACE, "weights_sha256": "cd"}
+WIDTH = 8
+AXES = np.eye(WIDTH, dtype=np.float32)
+HOSTILE = ['a" or 1==1 or "', "a' or 1==1 --", "100%", "1_0", "b\\slash", 'b\\"', "line\nbreak\r", "\u4e00 é 🎵", "{x}"]
+SERVER = os.environ.get("CLAMP3_TEST_MILVUS", "")
+PLACE = r"(library\.db|http://\S+)"
+NO_MILVUS = None in map(importlib.util.find_spec, ("pymilvus", "milvus_lite"))
+
+
+def random_rows(count, seed=0, width=WIDTH):
+    return normalize(np.random.default_rng(seed).normal(size=(count, width)))[0]
+
+
+def library(seed, count=60):
+    """Records of a few folders, labels and modalities, and their vectors."""
+    rng = np.random.default_rng(seed)
+    folders, labels, modalities = ("a", "a/b", "ab", "c d"), ("", "jig", "reel"), ("score", "audio")
+    records = [
+        Record(f"/m/{rng.choice(folders)}/{i}.abc", f"key{i}", str(rng.choice(labels)), str(rng.choice(modalities)))
+        for i in range(count)
+    ]
+    return records, random_rows(count, seed)
+
+
+def brute_force(records, vectors, query, top_k, folder=None, label=None, modality=None):
+    """What a search has to find: every record looked at, in float64."""
+    kept = [
+        (float(vector.astype(float) @ query.astype(float)), record)
+        for record, vector in zip(records, vectors, strict=True)
+        if (folder is None or record.path.startswith(folder + "/"))
+        and label in (None, record.label)
+        and modality in (None, record.modality)
+    ]
+    return sorted(kept, key=lambda pair: -pair[0])[:top_k]
+
+
+def assert_found(hits, expected):
+    assert [hit.path for hit in hits] == [record.path for _, record in expected]
+    assert [(hit.label, hit.modality) for hit in hits] == [(record.label, record.modality) for _, record in expected]
+    np.testing.assert_allclose([hit.similarity for hit in hits], [value for value, _ in expected], atol=1e-5)
+
+
+STORES = [
+    "exact",
+    pytest.param("milvus", marks=pytest.mark.skipif(NO_MILVUS, reason="no Milvus")),
+    # CLAMP3_TEST_MILVUS=http://… runs these tests against a server, in collections of their own
+    pytest.param("server", marks=pytest.mark.skipif(not SERVER, reason="CLAMP3_TEST_MILVUS names no server")),
+]
+
+
+@pytest.fixture(params=STORES)
+def opened(request, tmp_path):
+    """Opens the index of this test, in either kind of store: opened(space, width)."""
+    indices, collection = [], f"test_{uuid.uuid4().hex}"
+
+    def open_one(space=SPACE, width=None):
+        if request.param == "server":
+            indices.append(MilvusIndex(SERVER, space, width, collection=collection))
+        else:
+            make = {"exact": ExactIndex, "milvus": MilvusIndex}[request.param]
+            indices.append(make(tmp_path / "library.db", space, width))
+        return indices[-1]
+
+    yield open_one
+    for index in indices:
+        index.close()
+    if request.param == "milvus":
+        from milvus_lite.server_manager import server_manager_instance
+
+        server_manager_instance.release_all()
+    if request.param == "server":
+        from pymilvus import MilvusClient
+
+        MilvusClient(SERVER).drop_collection(collection)
+
+
+class TestEveryIndex:
+    def test_is_empty_when_it_is_new(self, opened):
+        index = opened(width=WIDTH)
+        index.upsert([], np.empty((0, WIDTH)))
+        assert len(index) == 0 and index.records() == [] and index.keys() == index.paths() == set()
+        assert index.search(AXES[:2], folder="x") == [[], []] and index.search(AXES[:0]) == []
+        assert index.vectors(["a"]) == {} and index.refusal(Record("a", "k")) is None
+        index.remove(["x"])
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_search_equals_brute_force(self, opened, seed, monkeypatch):
+        monkeypatch.setattr(retrieval, "BLOCK_VALUES", 13 * WIDTH)  # many small blocks
+        records, vectors = library(seed)
+        queries = random_rows(5, 100 + seed)
+        index = opened(width=WIDTH)
+        for part in (slice(0, 25), slice(25, 26), slice(26, 60)):
+            index.upsert(records[part], vectors[part])
+        filters = [
+            {},
+            {"folder": "/m/a"},
+            {"folder": "/m/c d", "label": "jig"},
+            {"label": ""},
+            {"modality": "audio"},
+            {"folder": "/m/a", "label": "reel", "modality": "score"},
+            {"label": "none such"},
+        ]
+        for top_k in (1, 7, 99):
+            for terms in filters:
+                for query, hits in zip(queries, index.search(queries, top_k, **terms), strict=True):
+                    assert_found(hits, brute_force(records, vectors, query, top_k, **terms))
+        assert_found(
+            index.search(queries[:1], folder="/m/a/")[0], brute_force(records, vectors, queries[0], 10, "/m/a")
+        )
+
+    def test_a_hit_has_the_fields_of_its_record(self, opened):
+        index = opened(width=WIDTH)
+        index.upsert([Record("x/1.abc", "k", "jig", "score"), Record("2.abc", "l")], AXES[:2])
+        assert index.search(AXES[:1], 1) == [[Hit("x/1.abc", "jig", "score", 1.0)]]
+        assert index.search(AXES[1:2], 1) == [[Hit("2.abc", "", "", 1.0)]]
+
+    def test_equal_vectors_are_all_found(self, opened):
+        index = opened(width=WIDTH)
+        records = [Record(f"{i}", f"{i}") for i in range(12)]
+        index.upsert(records, AXES[[0, 1, 2] * 4])
+        [hits] = index.search(AXES[1:2], 4)
+        assert sorted(int(hit.path) for hit in hits) == [1, 4, 7, 10] and {hit.similarity for hit in hits} == {1.0}
+
+    def test_the_same_content_at_two_paths_is_two_hits(self, opened):
+        index = opened(width=WIDTH)
+        index.upsert([Record("a", "same"), Record("b", "same"), Record("c", "other")], AXES[[0, 0, 1]])
+        assert {hit.path for hit in index.search(AXES[:1], 2)[0]} == {"a", "b"}
+        index.remove(["a"])
+        assert index.search(AXES[:1], 1)[0][0].path == "b" and index.keys() == {"same", "other"}
+
+    def test_upsert_replaces_what_has_the_path(self, opened):
+        index = opened(width=WIDTH)
+        index.upsert([Record("a", "old", "jig"), Record("b", "k")], AXES[:2])
+        index.upsert([Record("a", "new", "reel")], AXES[2:3])
+        index.upsert([Record("c", "1"), Record("c", "2")], AXES[3:5])  # the last counts
+        assert len(index) == 3 and index.keys() == {"new", "k", "2"}
+        assert set(index.records()) == {Record("a", "new", "reel"), Record("b", "k"), Record("c", "2")}
+        [hits] = index.search(AXES[2:3])
+        assert hits[0] == Hit("a", "reel", "", 1.0) and [hit.similarity for hit in hits] == [1, 0, 0]
+        assert index.search(AXES[4:5], 1)[0][0].path == "c" and index.search(AXES[:1], label="jig") == [[]]
+
+    def test_what_is_removed_is_gone(self, opened):
+        records, vectors = library(7, 40)
+        index = opened(width=WIDTH)
+        index.upsert(records, vectors)
+        for cut in (5, 20, 30, 40):  # past half of them the exact index writes its matrix anew
+            index.remove([record.path for record in records[:cut]] + ["absent"])
+            assert len(index) == 40 - cut and set(index.records()) == set(records[cut:])
+            for vector, hits in zip(vectors, index.search(vectors, 40), strict=True):
+                assert_found(hits, brute_force(records[cut:], vectors[cut:], vector, 40))
+        index.upsert(records[:3], vectors[:3])
+        assert index.paths() == {record.path for record in records[:3]}
+
+    def test_indexing_goes_on_where_it_was(self, opened):
+        records, vectors = library(1, 30)
+        index = opened(width=WIDTH)
+        index.upsert(records[:11], vectors[:11])
+        again = opened(width=WIDTH)  # making what is there opens it
+        assert again.keys() == {record.key for record in records[:11]}
+        again.upsert(records[11:], vectors[11:])
+        assert len(index) == 30 and index.keys() == {record.key for record in records}  # the first sees it
+        found = opened().vectors([records[4].key, "absent", records[20].key, records[4].key])
+        assert found.keys() == {records[4].key, records[20].key}
+        assert found[records[20].key].dtype == np.float32
+        np.testing.assert_array_equal(found[records[4].key], vectors[4])
+
+    def test_more_than_a_message_holds(self, opened, monkeypatch):
+        monkeypatch.setattr("clamplib.retrieval.milvus.PART", 300)
+        index = opened(width=WIDTH)
+        records = [Record(f"{i}", f"key {i % 1500}") for i in range(2100)]
+        vectors = random_rows(2100)
+        index.upsert(records, vectors)
+        assert len(index) == 2100 and set(index.records()) == set(records)
+        assert len(index.vectors(record.key for record in records)) == 1500
+        assert [hits[0].path for hits in index.search(vectors[::2], 1)] == [f"{i}" for i in range(0, 2100, 2)]
+        index.remove(record.path for record in records[:1600])
+        assert index.paths() == {f"{i}" for i in range(1600, 2100)}
+
+    @pytest.mark.parametrize("text", HOSTILE)
+    def test_names_are_data(self, opened, text):
+        index = opened(width=WIDTH)
+        own = Record(f"/{text}/x", text, text, text[:16])
+        index.upsert([own, Record("/a/x", "a", "a", "a"), Record("/1x0/x", "b", "100", "b")], AXES[:3])
+        assert own in index.records() and index.vectors([text]).keys() == {text}
+        for terms in ({"folder": f"/{text}"}, {"label": text}, {"modality": text[:16]}):
+            assert [[hit.path for hit in hits] for hits in index.search(AXES[:1], **terms)] == [[own.path]]
+        index.remove([own.path])
+        assert len(index) == 2
+
+    def test_refuses_another_space(self, opened):
+        opened(width=WIDTH)
+        opened({**SPACE, "variant": "/elsewhere/mini"})
+        opened(None)
+        for width in (None, WIDTH):
+            with pytest.raises(InputError, match=PLACE + r".*the model that was asked for.*weights_sha256 differ"):
+                opened(OTHER, width)
+        with pytest.raises(InputError, match=PLACE + r": expected vectors of 8 values, got 9"):
+            opened(width=9)
+
+    def test_takes_any_space_when_its_own_is_unknown(self, opened):
+        opened(None, WIDTH)
+        opened(SPACE)
+
+    def test_opens_nothing_that_is_not_there(self, opened, tmp_path):
+        with pytest.raises(InputError, match=PLACE + r": expected an index, there is none; .*clamp3 index"):
+            opened()
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("value", [0, 0.5, 2, np.nan, np.inf])
+    def test_refuses_what_is_no_unit_vector(self, opened, value):
+        index = opened(width=WIDTH)
+        with pytest.raises(InputError, match=r"b\.abc: expected a vector of length 1, got length "):
+            index.upsert([Record("a.abc", "a"), Record("b.abc", "b")], np.where(AXES[:2] == 1, [[1], [value]], 0))
+        assert len(index) == 0
+
+    def test_refuses_wrong_shapes(self, opened):
+        index = opened(width=WIDTH)
+        with pytest.raises(InputError, match=PLACE + r": expected vectors \[1, 8\], got \[1, 9\]"):
+            index.upsert([Record("a", "a")], np.ones((1, 9)))
+        for shape in ((1, 9), (8,)):
+            with pytest.raises(InputError, match=r"expected queries \[Q, 8\], got"):
+                index.search(np.ones(shape))
+        with pytest.raises(ValueError, match="top_k"):
+            index.search(AXES, 0)
+
+    @pytest.mark.parametrize("value", [0, 0.5, np.nan, np.inf])
+    def test_refuses_queries_that_are_no_unit_vectors(self, opened, value):
+        index = opened(width=WIDTH)
+        index.upsert([Record("a", "a")], AXES[:1])
+        with pytest.raises(InputError, match=PLACE + r": query 2: expected a vector of length 1, got length "):
+            index.search(np.where(AXES[:2] == 1, [[1], [value]], 0))
+
+
+def test_ties_come_in_the_order_of_adding(tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "BLOCK_VALUES", 3 * WIDTH)
+    index = ExactIndex(tmp_path, SPACE, WIDTH)
+    index.upsert([Record(f"{i}", f"{i}") for i in (5, 3, 9, 1, 7, 2, 8)], AXES[[0, 0, 1, 0, 0, 1, 0]])
+    index.upsert([Record("5", "again")], AXES[:1])
+    assert [hit.path for hit in index.search(AXES[:1], 4)[0]] == ["3", "1", "7", "8"]
+    assert [hit.path for hit in index.search(AXES[:1], 9)[0]] == ["3", "1", "7", "8", "5", "9", "2"]
+
+
+def test_names_need_not_be_unicode(tmp_path):
+    index = ExactIndex(tmp_path, SPACE, WIDTH)
+    name = os.fsdecode(b"/caf\xe9/a")
+    index.upsert([Record(name, "k", name), Record("/b", "l")], AXES[:2])
+    assert index.search(AXES[:1], folder=os.fsdecode(b"/caf\xe9"), label=name) == [[Hit(name, name, "", 1.0)]]
+    index.remove([name])
+    assert index.paths() == {"/b"}
+
+
+def test_removing_gives_the_room_back(tmp_path):
+    records, vectors = library(0, 50)
+    index = ExactIndex(tmp_path, SPACE, WIDTH)
+    index.upsert(records, vectors)
+    for _ in range(20):
+        index.upsert(records[:10], vectors[:10])
+        [matrix] = tmp_path.glob("vectors-*")
+        assert matrix.stat().st_size <= (2 * 50 + 10) * WIDTH * 4
+    index.remove([record.path for record in records[10:]])
+    [matrix] = tmp_path.glob("vectors-*")
+    assert matrix.stat().st_size == 10 * WIDTH * 4
+
+
+@pytest.mark.parametrize("top_k", [1, 10, 5000])
+def test_many_blocks_give_what_one_gives(monkeypatch, top_k):
+    """Also among duplicates, which share a similarity, and with rows left out."""
+    vectors = random_rows(300)[np.random.default_rng(1).integers(300, size=4000)]
+    queries, rows = random_rows(9, 2), np.flatnonzero(np.random.default_rng(3).random(4000) < 0.7)
+    places, expected = retrieval.search(queries, vectors[rows], top_k)
+    for block_values in (50 * WIDTH, 1 << 20):
+        monkeypatch.setattr(retrieval, "BLOCK_VALUES", block_values)
+        best, similarities = index_module._closest(queries, vectors, rows, top_k)
+        np.testing.assert_allclose(similarities, expected, atol=1e-6)
+        np.testing.assert_allclose(np.einsum("qkd,qd->qk", vectors[best], queries), expected, atol=1e-6)
+        assert all(len(set(row)) == len(row) for row in best.tolist()) and np.isin(best, rows).all()
+        assert best.shape == places.shape
+
+
+def test_a_full_disk_changes_nothing(tmp_path):
+    """A limit on the size of files stands for it."""
+    resource = pytest.importorskip("resource")
+    records, vectors = library(0, 60)
+    index = ExactIndex(tmp_path, SPACE, WIDTH)
+    index.upsert(records[:20], vectors[:20])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30 * WIDTH * 4, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"vectors-.*\.f32: expected to write vectors, could not"):
+            index.upsert(records[20:], vectors[20:])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert set(index.records()) == set(records[:20])
+    index.upsert(records[20:], vectors[20:])
+    for vector, hits in zip(vectors, index.search(vectors, 60), strict=True):
+        assert_found(hits, brute_force(records, vectors, vector, 60))
+
+
+def test_two_writers_take_turns(tmp_path):
+    code = """
+import sys
+import numpy as np
+from clamplib.retrieval.index import ExactIndex, Record
+name = sys.argv[2]
+index = ExactIndex(sys.argv[1], None, 4)
+for turn in range(40):
+    index.upsert([Record(f"{name} {turn % 10} {i}", f"{turn}") for i in range(3)], np.eye(4)[[int(name)] * 3])
+"""
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(name)]) for name in range(4)]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    index = ExactIndex(tmp_path)
+    assert index.paths() == {f"{name} {turn} {i}" for name in range(4) for turn in range(10) for i in range(3)}
+    assert index.keys() == {str(turn) for turn in range(30, 40)}
+    for name, hits in enumerate(index.search(np.eye(4), 30)):
+        assert {hit.path[0] for hit in hits} == {str(name)} and {hit.similarity for hit in hits} == {1.0}
+
+
+def test_a_search_keeps_what_it_found(tmp_path, monkeypatch):
+    records, vectors = library(0, 20)
+    index = ExactIndex(tmp_path, SPACE, WIDTH)
+    index.upsert(records, vectors)
+    monkeypatch.setattr("clamplib.retrieval.index.LOCK_SECONDS", 0.01)
+    real = index_module._closest
+
+    def search_while_others_write(*arguments):
+        for write in (lambda: index.remove([records[0].path]), lambda: index.upsert(records[:1], vectors[1:2])):
+            with pytest.raises(InputError, match=r"records\.sqlite.*locked"):
+                write()
+        return real(*arguments)
+
+    monkeypatch.setattr(index_module, "_closest", search_while_others_write)
+    assert_found(index.search(vectors[:1], 20)[0], brute_force(records, vectors, vectors[0], 20))
+    monkeypatch.undo()
+    index.upsert(records[:1], vectors[1:2])
+    assert index.search(vectors[1:2], 2)[0][1].path == records[0].path
+
+
+def test_a_folder_that_cannot_be_written_can_be_searched(tmp_path):
+    index = ExactIndex(tmp_path / "i", SPACE, WIDTH)
+    index.upsert([Record("a", "a")], AXES[:1])
+    for path in (*(tmp_path / "i").iterdir(), tmp_path / "i"):
+        path.chmod(path.stat().st_mode & ~0o222)
+    before = sorted((tmp_path / "i").iterdir())
+    assert ExactIndex(tmp_path / "i", SPACE).search(AXES[:1])[0][0].path == "a"
+    assert sorted((tmp_path / "i").iterdir()) == before
+    (tmp_path / "i").chmod(0o755)
+
+
+def test_a_damaged_index_is_named(tmp_path):
+    index = ExactIndex(tmp_path / "i", SPACE, WIDTH)
+    index.upsert([Record("a", "a"), Record("b", "b")], AXES[:2])
+    [matrix] = (tmp_path / "i").glob("vectors-*")
+    matrix.write_bytes(matrix.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"vectors-.*\.f32: expected 2 vectors of 8 values, .*shorter .*make it again"):
+        index.search(AXES[:1])
+    with pytest.raises(InputError, match="the file is shorter or missing"):  # a gap is not filled up with zeros
+        index.upsert([Record("c", "c")], AXES[:1])
+    matrix.unlink()
+    with pytest.raises(InputError, match="the file is shorter or missing"):
+        index.upsert([Record("c", "c")], AXES[:1])
+    (tmp_path / "i" / ExactIndex.TABLE).write_text("words" * 1000)
+    with pytest.raises(InputError, match=r"records\.sqlite: expected the table of an index, .*not a database"):
+        ExactIndex(tmp_path / "i")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: expected the folder of an index, got a file"):
+        ExactIndex(tmp_path / "file", SPACE, WIDTH)
+
+
+KILLED_AT_EVERY_LINE = """
+import os, shutil, sys
+import numpy as np
+from clamplib.retrieval import index as module
+from clamplib.retrieval.index import ExactIndex, Record
+
+def act(folder, action):
+    index = ExactIndex(folder, None, 4)
+    if action == "upsert":
+        index.upsert([Record(str(i), "new") for i in range(6, 12)], np.eye(4)[[0, 1, 2, 3, 0, 1]])
+    if action == "remove":
+        index.remove([str(i) for i in range(6)])
+
+def killed_at(line, folder, action):
+    lines = 0
+    def trace(frame, event, _):
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(module.__file__):
+            return None
+        lines += event == "line"
+        if lines == line:
+            os._exit(9)
+        return trace
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    sys.settrace(trace)
+    act(folder, action)
+    os._exit(0)
+
+def state(folder):
+    found = {}
+    if os.path.exists(folder):
+        index = ExactIndex(folder, None, 4)
+        vectors = {hit.path: row for row, hits in enumerate(index.search(np.eye(4), 99)) for hit in hits
+                   if hit.similarity > .5}
+        found = {record.path: (record.key, vectors.pop(record.path)) for record in index.records()}
+        assert not vectors and len(index) == len(found)
+    return found
+
+root, action = sys.argv[1:]
+before, work, after = (os.path.join(root, name) for name in ("before", "work", "after"))
+if action != "create":
+    index = ExactIndex(before, None, 4)
+    index.upsert([Record(str(i), "old") for i in range(9)], np.eye(4)[[3, 2, 1, 0, 3, 2, 1, 0, 3]])
+    shutil.copytree(before, after)
+act(after, action)
+wanted, kept, line, seen = state(after), state(before), 1, [0, 0]
+while True:
+    shutil.rmtree(work, ignore_errors=True)
+    if action != "create":
+        shutil.copytree(before, work)
+    if not killed_at(line, work, action):
+        break
+    found = state(work)
+    assert found in (kept, wanted), (line, found)
+    seen[found == wanted] += 1
+    act(work, action)
+    assert state(work) == wanted, line
+    line += 1
+print(*seen)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a process")
+@pytest.mark.parametrize("action", ["create", "upsert", "remove"])
+def test_killed_at_any_line_it_is_as_before_or_as_after(tmp_path, action):
+    command = [sys.executable, "-W", "error", "-c", KILLED_AT_EVERY_LINE, str(tmp_path), action]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert before + after > 20 and (action == "create" or min(before, after) > 5)
+
+
+def test_half_a_write_is_no_write(tmp_path):
+    records, vectors = library(0, 20)
+    index = ExactIndex(tmp_path / "i", SPACE, WIDTH)
+    index.upsert(records[:10], vectors[:10])
+    [matrix] = (tmp_path / "i").glob("vectors-*")
+    with matrix.open("ab") as file:
+        file.write(b"\xff" * (5 * WIDTH * 4 + 3))
+    shutil.copytree(tmp_path / "i", tmp_path / "copy")
+    for folder in ("i", "copy"):
+        index = ExactIndex(tmp_path / folder, SPACE)
+        assert len(index) == 10
+        index.upsert(records[10:], vectors[10:])
+        for vector, hits in zip(vectors, index.search(vectors, 20), strict=True):
+            assert_found(hits, brute_force(records, vectors, vector, 20))
+
+
+def test_the_table_is_plain_sqlite(tmp_path):
+    ExactIndex(tmp_path, SPACE, WIDTH).upsert([Record("a", "k", "jig")], AXES[:1])
+    table = sqlite3.connect(tmp_path / ExactIndex.TABLE)
+    assert table.execute("SELECT CAST(path AS TEXT), CAST(label AS TEXT), row FROM records").fetchall() == [
+        ("a", "jig", 0)
+    ]
+    table.close()
