@@ -1,7 +1,8 @@
-# make demo · make test · make check · make bench · make mini · make eval-mini; each sets up .venv when there is none
+# make demo · make test · make check · make bench · make mini · make eval-mini; each sets up .venv if there is none
 PYTHON ?= python3
 OPENSCORE ?=
 DATA := out/mini
+RECIPE := recipes/mini
 BIN := .venv/bin
 READY := .venv/ready
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 code/train_clamp3
@@ -15,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,dev]"
 	touch $@
 
-demo: $(READY)  ## converts, extracts and searches 300 held-out tunes
-	$(BIN)/python mini/demo.py
+demo: $(READY)  ## searches 300 tunes that mini was not trained on
+	$(BIN)/clamp3 demo
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2
@@ -28,21 +29,21 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench
 
-# With Essen, whose license is non-commercial, the model is not put into the package.
-mini: $(READY)  ## trains mini from nothing: make mini OPENSCORE=folder [ESSEN=1]
+# The license of Essen is non-commercial, so a model trained with Essen stays out of the package.
+mini: $(READY)  ## trains mini from scratch: make mini OPENSCORE=folder [ESSEN=1]
 	rm -rf $(DATA)
-	$(BIN)/python mini/build.py $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
-	$(BIN)/python code/train_m3.py --config mini/config.py
-	for stage in 1_short 2_long 3_scores; do $(TRAIN)_symbolic.py --config mini/config.py mini/stages/$$stage.py || exit 1; done
-	$(BIN)/python mini/build_audio.py $(DATA)
-	$(TRAIN)_audio.py --config mini/config.py mini/stages/4_audio.py
-	$(BIN)/python code/export_clamp3.py $(if $(ESSEN),$(DATA)/variant,code/clamplib/mini) --config mini/config.py
-	$(if $(ESSEN),,cp $(DATA)/held_out_tunes.txt mini/)
+	$(BIN)/python -m recipes.mini.build $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
+	$(BIN)/python code/train_m3.py --config $(RECIPE)/config.py
+	for stage in 1_short 2_long 3_scores; do $(TRAIN)_symbolic.py --config $(RECIPE)/config.py $(RECIPE)/stages/$$stage.py || exit 1; done
+	$(BIN)/python -m recipes.mini.build_audio $(DATA)
+	$(TRAIN)_audio.py --config $(RECIPE)/config.py $(RECIPE)/stages/4_audio.py
+	$(BIN)/python code/export_clamp3.py $(if $(ESSEN),$(DATA)/variant,code/clamplib/mini) --config $(RECIPE)/config.py
+	$(if $(ESSEN),,cp $(DATA)/held_out_tunes.csv code/clamplib/app/)
 
-eval-mini: $(READY)  ## prints what mini is worth on held-out pieces: make eval-mini [OPENSCORE=folder]
-	$(BIN)/python mini/build.py $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
-	$(BIN)/python mini/build_audio.py $(DATA) --held_out
-	$(BIN)/python mini/evaluate.py $(DATA) --variant $(if $(ESSEN),$(DATA)/variant,mini)
+eval-mini: $(READY)  ## evaluates mini on held-out pieces: make eval-mini [OPENSCORE=folder]
+	$(BIN)/python -m recipes.mini.build $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
+	$(BIN)/python -m recipes.mini.build_audio $(DATA) --held_out
+	$(BIN)/python -m recipes.mini.evaluate $(DATA) --variant $(if $(ESSEN),$(DATA)/variant,mini)
 
 clean:
 	rm -rf .venv out

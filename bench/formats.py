@@ -1,9 +1,7 @@
-"""Scores and MIDI files to text: the batch scripts' way against a Python process a file.
+"""Conversion of scores and MIDI files to text: as the batch scripts do it, against one Python process per file.
 
-    python bench/formats.py
-
-The files are real: scores of music21's corpus, and MIDI that music21 makes of them. The start of
-the workers counts.
+The files are scores of music21's corpus, and MIDI files that music21 makes from them. The times include the start
+of the workers.
 """
 
 import os
@@ -11,21 +9,22 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from abctoolkit import xml2abc
 
+from bench.common import CORPUS, Row, seconds
 from clamplib.command import text_writer
-from clamplib.files import InputError, run_batch
+from clamplib.files import InputError
 from clamplib.formats.mtf import midi_to_mtf
 from clamplib.formats.notation import interleave, xml_to_abc
+from clamplib.jobs import run_batch
 
 SCORES, MIDIS = 160, 60
-LARGEST = 100_000  # bytes of a score, so that a few symphonies do not decide the time
+LARGEST = 100_000  # bytes of a score; otherwise a few symphonies would take most of the time
 MIDI_PROGRAM = """
 import sys, mido
 midi = mido.MidiFile(sys.argv[1])
@@ -37,21 +36,16 @@ sys.stdout.write("\\n".join(lines))
 """
 
 
-def rows() -> list[dict]:
-    """name, naive_s, ours_s, note of each comparison."""
-    import music21  # here, so that the workers do not import it
-
-    corpus = Path(music21.__file__).parent / "corpus"
-    found = sorted(p for p in corpus.rglob("*.mxl") if p.stat().st_size < LARGEST)
+def rows() -> Iterator[Row]:
+    """Yields two comparisons."""
+    found = sorted(path for path in CORPUS.rglob("*.mxl") if path.stat().st_size < LARGEST)
     scores = random.Random(0).sample(found, SCORES)
     with tempfile.TemporaryDirectory() as folder:
         targets = [Path(folder, f"{number}.mid") for number in range(MIDIS)]
-        run_batch(write_midi, scores[:MIDIS], targets, output_root=folder, description="MIDI files to begin with")
-        midis = [target for target in targets if target.exists()]  # music21 cannot unfold every repeat
-        return [
-            _row("MusicXML to interleaved ABC", scores, naive_interleaved, score_to_interleaved),
-            _row("MIDI to MTF", midis, naive_mtf, partial(midi_to_mtf, m3_compatible=False)),
-        ]
+        run_batch(write_midi, scores[:MIDIS], targets, output_root=folder, description="MIDI files to start with")
+        midis = [target for target in targets if target.exists()]  # music21 cannot expand every repeat
+        yield _compare("MusicXML to interleaved ABC", scores, naive_interleaved, score_to_interleaved)
+        yield _compare("MIDI to MTF", midis, naive_mtf, partial(midi_to_mtf, m3_compatible=False))
 
 
 def score_to_interleaved(path: Path) -> str:
@@ -76,25 +70,17 @@ def write_midi(score: Path, midi: Path) -> None:
     converter.parse(score, forceSource=True).write("midi", midi)
 
 
-def _row(name: str, files: Sequence[Path], naive: Callable, ours: Callable) -> dict:
+def _compare(name: str, files: Sequence[Path], naive: Callable[[Path], str], ours: Callable[[Path], str]) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         targets = [Path(folder, f"{number}.txt") for number in range(len(files))]
-        start = time.perf_counter()
-        run_batch(text_writer(ours), files, targets, output_root=folder, description=name)
-        ours_s = time.perf_counter() - start
-    start = time.perf_counter()
+        batch = partial(run_batch, text_writer(ours), files, targets, output_root=folder, description=name)
+        our_seconds = seconds(batch)
+    naive_seconds = seconds(lambda: _one_by_one(naive, files))
+    note = f"naive: a Python process per file, one after the other; here: {os.cpu_count()} workers"
+    return Row(name, naive_seconds, our_seconds, note)
+
+
+def _one_by_one(convert: Callable[[Path], str], files: Sequence[Path]) -> None:
     for path in files:
         with suppress(InputError):  # xml2abc alone does not open every .mxl
-            naive(path)
-    naive_s = time.perf_counter() - start
-    return {
-        "name": name,
-        "naive_s": naive_s,
-        "ours_s": ours_s,
-        "note": f"a Python process a file, one after the other; ours: {os.cpu_count()} workers",
-    }
-
-
-if __name__ == "__main__":
-    for row in rows():
-        print(row)
+            convert(path)

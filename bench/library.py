@@ -1,18 +1,18 @@
-"""Vectors of real files by mini: one call against a call a file, and made before against made anew; then an index of
-random vectors against the same numbers in memory, multiplied and sorted by numpy.
+"""Vectors of real files by `mini`: one call against one call per file, and cached against computed again.
+
+Then an index of random vectors against the same numbers in memory, multiplied and sorted by numpy.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import music21
 import numpy as np
-from bench.timing import seconds
 
+from bench.common import Row, seconds, tune_books
 from clamplib.embedding.cache import VectorCache
-from clamplib.embedding.collections import embed_library, find_sources
+from clamplib.embedding.collections import embed_sources, find_sources
 from clamplib.embedding.encoder import CLaMP3Encoder
 from clamplib.formats.notation import split_tunes
 from clamplib.retrieval.index import ExactIndex, Record
@@ -23,20 +23,21 @@ SAMPLE = 40  # files that are embedded one at a time
 RECORDS, SIZE, BATCH = 100_000, 192, 10_000
 QUERIES, TOP = 100, 10
 LABELS = ("jig", "reel", "air", "march")
-REPEATS = 5  # of what takes little time; the shortest counts
+REPEATS = 5  # of short tasks, of which the fastest run counts
 
 
-def rows() -> list[dict]:
-    """Rows: name, naive_s, ours_s, note."""
+def rows() -> Iterator[Row]:
+    """Yields two comparisons of embedding and three of search."""
     with tempfile.TemporaryDirectory() as folder:
-        return [*_embedding(Path(folder, "files")), *_searching(Path(folder, "index"))]
+        yield from _embedding(Path(folder, "files"))
+        yield from _searching(Path(folder, "index"))
 
 
-def _embedding(folder: Path) -> list[dict]:
+def _embedding(folder: Path) -> Iterator[Row]:
     folder.mkdir()
-    corpus = Path(music21.__file__).parent / "corpus"
-    books = [path for path in sorted(corpus.glob("*/*.abc")) if path.parent.name != "essenFolksong"]
-    tunes = [tune for book in books for tune in split_tunes(book.read_text("utf-8", errors="replace"))]
+    tunes = []
+    for book in tune_books():
+        tunes += split_tunes(book.read_text("utf-8", errors="replace"))
     for number, tune in enumerate(tunes[:: len(tunes) // FILES][:FILES]):
         (folder / f"{number:03}.abc").write_text(tune, encoding="utf-8")
     encoder, files = CLaMP3Encoder.from_pretrained("mini"), find_sources(folder)
@@ -44,16 +45,16 @@ def _embedding(folder: Path) -> list[dict]:
     encoder.encode(files[:1])
     alone = seconds(lambda: [encoder.encode([file]) for file in files[:SAMPLE]]) * len(files) / SAMPLE
     together = seconds(lambda: encoder.encode(files))
-    cold = seconds(lambda: embed_library(encoder, files, progress=False))
-    embed_library(encoder, files, cache=cache, progress=False)
-    warm = seconds(lambda: embed_library(encoder, files, cache=cache, progress=False))
-    return [
-        _row(f"encode {len(files)} scores, mini", alone, together, f"naive: a call each, {SAMPLE} timed and scaled"),
-        _row(f"embed {len(files)} scores again, mini", cold, warm, "naive: no cache; here: files hashed, vectors read"),
-    ]
+    cold = seconds(lambda: embed_sources(encoder, files, progress=False))
+    embed_sources(encoder, files, cache=cache, progress=False)
+    warm = seconds(lambda: embed_sources(encoder, files, cache=cache, progress=False))
+    note = f"naive: a call per file, {SAMPLE} timed and scaled"
+    yield Row(f"encode {len(files)} scores, mini", alone, together, note)
+    note = "naive: no cache; here: files hashed, vectors read"
+    yield Row(f"embed {len(files)} scores again, mini", cold, warm, note)
 
 
-def _searching(folder: Path) -> list[dict]:
+def _searching(folder: Path) -> Iterator[Row]:
     rng = np.random.default_rng(0)
     matrix = normalize(rng.standard_normal((RECORDS, SIZE), np.float32))[0]
     queries = normalize(rng.standard_normal((QUERIES, SIZE), np.float32))[0]
@@ -62,20 +63,18 @@ def _searching(folder: Path) -> list[dict]:
     for start in range(0, RECORDS, BATCH):
         index.upsert(records[start : start + BATCH], matrix[start : start + BATCH])
     labels = np.array([record.label for record in records])
-    results = []
-    for name, asked, label in (("1 query", 1, None), (f"{QUERIES} queries", QUERIES, None), ("a label", 1, LABELS[0])):
-        some, among = queries[:asked], matrix if label is None else matrix[labels == label]
-        naive = _least(lambda some=some, among=among: np.argsort(-(some @ among.T), axis=1)[:, :TOP])
-        product = _least(lambda some=some, among=among: some @ among.T)
-        ours = _least(lambda some=some, label=label: index.search(some, TOP, label=label))
-        note = f"naive: product and sort in memory; the product alone {product:.3f} s"
-        results.append(_row(f"index of {RECORDS:,}, {name}", naive, ours, note))
-    return results
+    one, jigs = queries[:1], matrix[labels == LABELS[0]]
+    yield _compare("1 query", one, matrix, lambda: index.search(one, TOP))
+    yield _compare(f"{QUERIES} queries", queries, matrix, lambda: index.search(queries, TOP))
+    yield _compare("a label", one, jigs, lambda: index.search(one, TOP, label=LABELS[0]))
 
 
-def _least(task: Callable[[], Any]) -> float:
+def _compare(name: str, queries: np.ndarray, references: np.ndarray, search: Callable[[], Any]) -> Row:
+    naive = _fastest(lambda: np.argsort(-(queries @ references.T), axis=1)[:, :TOP])
+    product = _fastest(lambda: queries @ references.T)
+    note = f"naive: product and sort in memory; the product alone {product:.3f} s"
+    return Row(f"index of {RECORDS:,}, {name}", naive, _fastest(search), note)
+
+
+def _fastest(task: Callable[[], Any]) -> float:
     return min(seconds(task) for _ in range(REPEATS))
-
-
-def _row(name: str, naive: float, ours: float, note: str) -> dict:
-    return {"name": name, "naive_s": naive, "ours_s": ours, "note": note}

@@ -1,27 +1,26 @@
-"""Global features of real ABC and of short texts at the published size (random weights, nothing is fetched),
-against one item at a time, padded to the full length, with patches as one-hot vectors.
+"""Global features of real ABC and of short texts, at the published size with random weights (nothing is fetched).
+
+The naive way takes one item at a time, pads it to the full length, and turns patches into one-hot vectors.
 """
 
 import re
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
-import music21
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from clamplib.embedding.encoding import clamp3_encoders, encode
+from bench.common import Row, seconds, tune_books
+from clamplib.embedding.encoding import Encoder, clamp3_encoders, encode
 from clamplib.formats.notation import split_tunes
 from clamplib.formats.patchilizer import M3Patchilizer
-from clamplib.models.checkpoints import Loaded
+from clamplib.models.checkpoints import LoadedModel
 from clamplib.models.encoders import CLaMP3Model
 from clamplib.models.geometry import Geometry
 
 ITEMS = 48
-SAMPLE = 6  # items that the naive way is timed on
+SAMPLE = 6  # items that the naive way is timed with
 XLM_R = {
     "model_type": "xlm-roberta",
     "vocab_size": 250_002,
@@ -32,25 +31,22 @@ XLM_R = {
 PAD = 1  # XLM-R's padding token
 
 
-def rows() -> list[dict]:
-    """Two rows: name, naive_s, ours_s, note."""
+def rows() -> Iterator[Row]:
+    """Yields two comparisons."""
     torch.manual_seed(0)
     geometry = Geometry(text_config=XLM_R, audio_num_layers=1)  # the audio encoder is not used
-    loaded = Loaded(CLaMP3Model.from_geometry(geometry).eval(), SimpleNamespace(pad_token_id=PAD), geometry, {})
+    loaded = LoadedModel(CLaMP3Model.from_geometry(geometry).eval(), SimpleNamespace(pad_token_id=PAD), geometry, {})
     encoders, tunes = clamp3_encoders(loaded, get_global=True), _tunes()
     patchilizer = M3Patchilizer()
     pieces = [patchilizer.encode_array(tune, add_special_patches=True, truncate=True) for tune in tunes]
     texts = [_tokens(_describe(tune)) for tune in tunes]
-    return [
-        _row("real ABC", pieces, encoders["symbolic"], lambda item: _naive_symbolic(loaded.model, item)),
-        _row("short texts", texts, encoders["text"], lambda item: _naive_text(loaded.model, item)),
-    ]
+    yield _compare("real ABC", pieces, encoders["symbolic"], lambda item: _naive_symbolic(loaded.model, item))
+    yield _compare("short texts", texts, encoders["text"], lambda item: _naive_text(loaded.model, item))
 
 
 def _tunes() -> list[str]:
-    """The first tune of every so many ABC files of music21's corpus."""
-    corpus = Path(music21.__file__).parent / "corpus"
-    files = [path for path in sorted(corpus.glob("*/*.abc")) if path.parent.name != "essenFolksong"]
+    """Returns the first tunes of ABC files, taken evenly over the corpus."""
+    files = tune_books()
     chosen = files[:: max(1, len(files) // ITEMS)][:ITEMS]
     return [split_tunes(path.read_text(encoding="utf-8", errors="replace"))[0] for path in chosen]
 
@@ -61,28 +57,21 @@ def _describe(tune: str) -> str:
 
 
 def _tokens(text: str) -> np.ndarray:
-    """Ids at random: begin, one for every four characters (as XLM-R has on average), end."""
+    """Returns random token ids between begin and end: one per four characters, as XLM-R needs on average."""
     ids = np.random.default_rng(len(text)).integers(4, XLM_R["vocab_size"], len(text) // 4)
     return np.array([0, *ids, 2])
 
 
-def _row(name: str, items: list[np.ndarray], encoder, naive: Callable[[np.ndarray], torch.Tensor]) -> dict:
-    encode(encoder, items[:1])
-    start = time.perf_counter()
-    features = encode(encoder, items)
-    ours = time.perf_counter() - start
+def _compare(name: str, items: list[np.ndarray], encoder: Encoder, naive: Callable[[np.ndarray], torch.Tensor]) -> Row:
+    encode(encoder, items[:1])  # warms up
+    features, expected = [], []
+    ours = seconds(lambda: features.extend(encode(encoder, items)))
     sample = range(0, len(items), len(items) // SAMPLE)
-    start = time.perf_counter()
-    expected = [naive(items[k]) for k in sample]
-    seconds = (time.perf_counter() - start) * len(items) / len(sample)
-    error = max(np.abs(features[k] - e.numpy()).max() for k, e in zip(sample, expected, strict=True))
+    naive_sample = seconds(lambda: expected.extend(naive(items[number]).numpy() for number in sample))
+    error = max(np.abs(features[k] - e).max() for k, e in zip(sample, expected, strict=True))
     length = np.mean([len(item) for item in items])
-    return {
-        "name": f"features of {len(items)} {name}",
-        "naive_s": seconds,
-        "ours_s": ours,
-        "note": f"{length:.0f} rows each; naive on {len(sample)} and scaled; differ by {error:.0e}",
-    }
+    note = f"{length:.0f} rows each; naive on {len(sample)} and scaled; differ by {error:.0e}"
+    return Row(f"features of {len(items)} {name}", naive_sample * len(items) / len(sample), ours, note)
 
 
 def _pad(item: np.ndarray, length: int, value: int) -> tuple[torch.Tensor, torch.Tensor]:

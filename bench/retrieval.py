@@ -1,42 +1,37 @@
-"""MRR over 2,000 pairs of feature files, against one matrix of all references built anew for every query."""
+"""MRR over 2,000 pairs of feature files, against a matrix of all references that is built again for every query."""
 
 import contextlib
 import io
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from bench.common import Row, seconds
+
 ROOT = Path(__file__).parents[1]
 PAIRS, SIZE = 2000, 768
-SAMPLE = 50  # queries that the naive way is timed on
+SAMPLE = 50  # queries that the naive way is timed with
 
 
-def rows() -> list[dict]:
-    """One row: name, naive_s, ours_s, note. Both times hold the reading of the files."""
+def rows() -> Iterator[Row]:
+    """Yields one comparison. Both times include reading the files."""
     sys.path.insert(0, str(ROOT / "retrieval"))
     from eval_mrr import main
 
     with tempfile.TemporaryDirectory() as folder:
         queries, references = Path(folder, "queries"), Path(folder, "references")
         _write_pairs(queries, references)
-        printed = io.StringIO()
-        start = time.perf_counter()
-        with contextlib.redirect_stdout(printed):
-            main([str(queries), str(references), "--output_dir", f"{folder}/ranks"])
-        ours = time.perf_counter() - start
+        words = [str(queries), str(references), "--output_dir", f"{folder}/ranks"]
+        with contextlib.redirect_stdout(io.StringIO()):
+            ours = seconds(lambda: main(words))
         naive = _naive_seconds(queries, references)
-    return [
-        {
-            "name": f"eval_mrr over {PAIRS:,} pairs",
-            "naive_s": naive,
-            "ours_s": ours,
-            "note": f"naive: a matrix a query, {SAMPLE} queries timed and scaled",
-        }
-    ]
+    note = f"naive: a matrix per query, {SAMPLE} queries timed and scaled"
+    yield Row(f"eval_mrr over {PAIRS:,} pairs", naive, ours, note)
 
 
 def _write_pairs(queries: Path, references: Path) -> None:
@@ -51,11 +46,19 @@ def _write_pairs(queries: Path, references: Path) -> None:
 
 def _naive_seconds(queries: Path, references: Path) -> float:
     start = time.perf_counter()
-    loaded = [{path.stem: np.load(path)[0] for path in sorted(f.iterdir())} for f in (queries, references)]
-    read = time.perf_counter() - start
-    start = time.perf_counter()
-    for key, query in list(loaded[0].items())[:SAMPLE]:
-        matrix = torch.stack([torch.tensor(vector) for vector in loaded[1].values()])
+    found, known = _read(queries), _read(references)
+    reading = time.perf_counter() - start
+    return reading + seconds(lambda: _rank(found, known)) * PAIRS / SAMPLE
+
+
+def _read(folder: Path) -> dict[str, np.ndarray]:
+    return {path.stem: np.load(path)[0] for path in sorted(folder.iterdir())}
+
+
+def _rank(queries: dict[str, np.ndarray], references: dict[str, np.ndarray]) -> list[int]:
+    ranks = []
+    for key, query in list(queries.items())[:SAMPLE]:
+        matrix = torch.stack([torch.tensor(vector) for vector in references.values()])
         similarity = torch.cosine_similarity(torch.tensor(query)[None], matrix)
-        (similarity > similarity[list(loaded[1]).index(key)]).sum().item() + 1
-    return read + (time.perf_counter() - start) * PAIRS / SAMPLE
+        ranks.append((similarity > similarity[list(references).index(key)]).sum().item() + 1)
+    return ranks

@@ -1,17 +1,20 @@
 """How mini's data is made: no label reaches the notes, near-duplicates share a side, copies are faithful."""
 
+import csv
 import json
 import re
+from dataclasses import asdict
 
 import mido
 import pytest
 
-import build
+from clamplib.app.demo import HELD_OUT
 from clamplib.formats.notation import abc_to_xml
-from convert import Notes, as_recorded, convert, opening_steps, to_midi, without_labels
-from corpus import KINDS, Piece, pieces, read_key, sung_language, with_key
-from evaluate import chance_mrr, equal_text_ceiling, is_right
-from texts import Facts
+from recipes.mini import build
+from recipes.mini.convert import Notes, as_recorded, convert, opening_steps, to_midi, without_labels
+from recipes.mini.corpus import KINDS, CorpusPiece, corpus_pieces, read_key, sung_language, with_key
+from recipes.mini.evaluate import chance_mrr, equal_text_ceiling, is_right
+from recipes.mini.texts import Facts
 
 TUNE = """X:7
 T:The Test of Titles
@@ -34,7 +37,7 @@ UNKNOWN = Facts(
 
 @pytest.fixture(scope="module")
 def tune() -> Notes:
-    return convert(Piece("test/1", UNKNOWN, abc=TUNE))
+    return convert(CorpusPiece("test/1", UNKNOWN, abc=TUNE))
 
 
 def notes_of(mtf_or_midi) -> list[int]:
@@ -51,13 +54,13 @@ def test_no_label_reaches_the_notes(tune):
 
 def test_an_opening_is_the_same_in_any_key_and_with_another_upbeat(tune):
     for signature in ("G", "Bb", "E"):
-        copy = convert(Piece("test/1", UNKNOWN, abc=TUNE), signature)
+        copy = convert(CorpusPiece("test/1", UNKNOWN, abc=TUNE), signature)
         assert copy.opening == tune.opening
         assert copy.key_field == signature
         assert copy.raw is None
     other_upbeat = TUNE.replace('"^Lively reel"A2|', "A/B/c|")
-    assert convert(Piece("test/2", UNKNOWN, abc=other_upbeat)).opening == tune.opening
-    assert convert(Piece("test/3", UNKNOWN, abc=TUNE.replace("d2fd", "f2df"))).opening != tune.opening
+    assert convert(CorpusPiece("test/2", UNKNOWN, abc=other_upbeat)).opening == tune.opening
+    assert convert(CorpusPiece("test/3", UNKNOWN, abc=TUNE.replace("d2fd", "f2df"))).opening != tune.opening
 
 
 def test_opening_reads_the_first_voice_and_the_top_of_chords():
@@ -104,11 +107,21 @@ def test_the_language_of_a_song():
 
 
 def test_the_corpus_is_read_in_a_fixed_order_with_its_kinds():
-    found = list(pieces())
-    assert [piece.id for piece in found] == [piece.id for piece in pieces()]
+    found = list(corpus_pieces())
+    assert [piece.id for piece in found] == [piece.id for piece in corpus_pieces()]
     assert len({piece.id for piece in found}) == len(found) > 4000
     assert set(KINDS) <= {piece.facts.kind for piece in found}
     assert not any("essen" in piece.id or "palestrina" in piece.id or "josquin" in piece.id for piece in found)
+
+
+def test_the_tunes_of_the_demo_are_held_out(tmp_path):
+    by_id = {piece.id: piece for piece in corpus_pieces()}
+    with HELD_OUT.open(encoding="utf-8", newline="") as lines:
+        names = [row["tune"] for row in csv.DictReader(lines)]
+    build.write_tune_table([{"id": name, "facts": asdict(by_id[name].facts)} for name in names], tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_bytes() == HELD_OUT.read_bytes()
+    for name in names[::40]:
+        assert build.bucket(convert(by_id[name]).opening) in build.HELD_OUT
 
 
 def test_near_duplicates_share_a_side_and_equal_titles_leave_training(tmp_path):

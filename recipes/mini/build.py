@@ -1,20 +1,28 @@
-"""Makes the data `mini` is trained on and judged by: notes, texts, the split, the text encoder to start from.
+"""Makes the data that `mini` is trained on and judged by: notes, texts, the split, and the initial text encoder.
 
-    python mini/build.py out/mini --openscore ../openscore
+    python -m recipes.mini.build out/mini --openscore ../openscore
 
-The folder then holds abc/ (interleaved), raw/ (tunes as found) and mtf/, each with train/, transposed/ (`@G` behind
-a name: to that tonic) and held_out/; train.jsonl and eval.jsonl as the training scripts read them; heldout.jsonl with
-the facts of the held-out pieces, and held_out_tunes.txt with the names of the tunes among them; text_model/; and
-failures.jsonl. No label reaches the notes: titles, origins, kinds and lyrics are
-removed from all, tempo marks (Q:) and remarks from tunes before they are converted; scores keep what is printed in the
-music, such as tempo words and the names of the parts.
+The output folder holds:
 
-The split is fixed by the notes: a piece is held out if the hash of its opening bars, as steps from note to note
-in any key, falls into the first tenth. So near-duplicates share a side; what shares only its title with a
-held-out piece is left out of training.
+    abc/, raw/, mtf/      interleaved ABC, tunes as found, MTF; each in train/, transposed/ and held_out/
+                          (in transposed/, `@G` after a name is the tonic of the copy)
+    train.jsonl           training pieces as the training scripts read them
+    eval.jsonl            evaluation pieces, likewise
+    heldout.jsonl         held-out pieces with their facts
+    held_out_tunes.csv    the tunes among the held-out pieces, for `clamp3 demo`
+    text_model/           the tokenizer and the config of the text encoder
+    failures.jsonl        pieces that could not be converted
+
+No label reaches the notes. Titles, origins, kinds and lyrics are removed from all pieces. Tunes also lose tempo marks
+(Q:) and remarks before they are converted. Scores keep what is printed in the music: tempo words and part names.
+
+The notes decide the split. The opening bars are written as steps from note to note, which are the same in any key. A
+piece is held out if the hash of its opening falls into the first tenth, so near-duplicates land on the same side. A
+piece that only shares its title with a held-out piece is left out of training.
 """
 
 import argparse
+import csv
 import hashlib
 import json
 import random
@@ -28,25 +36,26 @@ from pathlib import Path
 import joblib
 from tqdm import tqdm
 
-from clamplib.files import Report
-from clamplib.training.augment import text_lines
-from convert import Notes, convert, count_bars
-from corpus import ESSEN, Piece, pieces, read_key, with_key
-from text_model import make_text_model
-from texts import LANGUAGES, Facts, caption, describe
+from clamplib.jobs import Report
+from clamplib.training.pieces import text_lines
+from recipes.mini.convert import Notes, convert, count_bars
+from recipes.mini.corpus import ESSEN, CorpusPiece, corpus_pieces, read_key, with_key
+from recipes.mini.text_model import make_text_model
+from recipes.mini.texts import LANGUAGES, Facts, caption, describe
 
-HELD_OUT, EVALUATION = range(0, 10), range(10, 13)  # of 100 buckets
-CLIPS = 300  # of held-out pieces, rendered
+HELD_OUT = range(0, 10)  # of 100 buckets
+EVALUATION = range(10, 13)
+CLIPS = 300  # held-out pieces that are rendered as audio
 TRANSPOSED = 2  # copies of a tune in other keys
-SIGNATURES = "G D A C F Bb Eb E".split()  # of the keys that tunes stand in, commonest first
+SIGNATURES = "G D A C F Bb Eb E".split()  # the keys of the tunes, the most common first
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build the folder. Pieces that were converted before are taken as they are."""
+    """Build the folder. Pieces that an earlier run converted are reused."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path, help="folder for the data, for example out/mini")
     parser.add_argument("--openscore", type=Path, help="folder of OpenScore scores with index.tsv")
-    parser.add_argument("--essen", action="store_true", help="with Essen (non-commercial licence) in training")
+    parser.add_argument("--essen", action="store_true", help="include Essen (license: non-commercial use) in training")
     parser.add_argument("--workers", type=int, default=-1, help="processes (default: all cores)")
     args = parser.parse_args(argv)
     index, sources = args.output / "pieces.jsonl", args.output / "sources.json"
@@ -55,17 +64,16 @@ def main(argv: list[str] | None = None) -> int:
         convert_all(args)
         sources.write_text(json.dumps(wanted), encoding="utf-8")
     elif json.loads(sources.read_text("utf-8")) != wanted:
-        print(
-            f"error: {args.output} was made of other sources ({sources.read_text('utf-8')}): remove it or name the same"
-        )
+        made_of = sources.read_text("utf-8")
+        print(f"error: {args.output} was made from other sources ({made_of}): remove it or name the same sources")
         return 1
     write_split(read_jsonl(index), args.output)
     return 0
 
 
 def convert_all(args: argparse.Namespace) -> None:
-    """Writes the notes of every piece, and pieces.jsonl: id, opening, facts and the names of its files."""
-    found = list(pieces(args.openscore, args.essen))
+    """Writes the notes of every piece, and pieces.jsonl with its id, opening, facts and file names."""
+    found = list(corpus_pieces(args.openscore, args.essen))
     jobs = (joblib.delayed(_piece_record)(piece, args.output) for piece in found)
     parallel = joblib.Parallel(n_jobs=args.workers, return_as="generator")
     records, report = [], Report()
@@ -80,11 +88,11 @@ def convert_all(args: argparse.Namespace) -> None:
     print(report.summary())
 
 
-def _piece_record(piece: Piece, output: Path) -> dict | str:
-    """The record of a piece whose files have been written, or why there is none."""
+def _piece_record(piece: CorpusPiece, output: Path) -> dict | str:
+    """Writes the files of a piece. Returns its record, or the reason why there is none."""
     try:
         notes = convert(piece)
-    except Exception as error:  # one piece of thousands: reported and counted
+    except Exception as error:  # one piece among thousands: report it and go on
         return f"{type(error).__name__}: {error}"[:300]
     facts = with_key(piece.facts, notes.key_field, notes.final_bass)
     facts = replace(facts, bars=count_bars(notes.abc) if notes.raw else None)
@@ -95,7 +103,7 @@ def _piece_record(piece: Piece, output: Path) -> dict | str:
         for signature in random.Random(piece.id).sample(SIGNATURES, TRANSPOSED):
             try:
                 copy = convert(piece, signature)
-            except Exception:  # abctoolkit does not know every way to write a note: a copy fewer
+            except Exception:  # abctoolkit cannot parse every spelling of a note: skip this copy
                 continue
             tonic, _ = read_key(copy.key_field)
             record["files"][tonic or ""] = _write(copy, output, f"transposed/{piece.id}@{tonic}")
@@ -103,7 +111,7 @@ def _piece_record(piece: Piece, output: Path) -> dict | str:
 
 
 def _write(notes: Notes, output: Path, name: str) -> list[str]:
-    """Writes what there is of abc, raw and mtf; the names relative to the output folder."""
+    """Writes the notes as abc, raw and mtf, as far as they exist. Returns the names relative to the output folder."""
     names = []
     for folder, suffix, text in (
         ("abc", ".abc", notes.abc),
@@ -119,12 +127,12 @@ def _write(notes: Notes, output: Path, name: str) -> list[str]:
 
 
 def bucket(opening: str) -> int:
-    """Which of 100 buckets these opening bars fall into."""
+    """Returns which of 100 buckets an opening falls into."""
     return int.from_bytes(hashlib.sha256(opening.encode()).digest()[:4], "big") % 100
 
 
 def write_split(records: list[dict], output: Path) -> None:
-    """train.jsonl, eval.jsonl, heldout.jsonl and the text encoder to start from."""
+    """Writes train.jsonl, eval.jsonl, heldout.jsonl, held_out_tunes.csv and the initial text encoder."""
     held_out = [record for record in records if bucket(record["opening"]) in HELD_OUT]
     titles = {_plain_title(record) for record in held_out} - {""}
     rest = [r for r in records if bucket(r["opening"]) not in HELD_OUT and _plain_title(r) not in titles]
@@ -134,22 +142,31 @@ def write_split(records: list[dict], output: Path) -> None:
     write_jsonl(output / "train.jsonl", lines)
     write_jsonl(output / "eval.jsonl", map(evaluation_line, evaluation))
     write_jsonl(output / "heldout.jsonl", held_out)
-    names = [record["id"] for record in held_out if _files(record, "raw")]
-    (output / "held_out_tunes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    if not (output / "text_model").exists():  # a model may have been trained with it
+    write_tune_table([record for record in held_out if _files(record, "raw")], output / "held_out_tunes.csv")
+    if not (output / "text_model").exists():  # an existing one may belong to a trained model
         make_text_model(output / "text_model", (text for line in lines for text in _texts(line)))
     counts = Counter((r["facts"]["collection"] or r["id"].split("/")[0]) for r in held_out)
     print(f"{len(training)} pieces to train on ({len(lines)} lines), {len(evaluation)} to evaluate, ", end="")
     print(f"{len(held_out)} held out: " + ", ".join(f"{name} {n}" for name, n in counts.most_common()))
 
 
+def write_tune_table(records: list[dict], path: Path) -> None:
+    """Writes the table that `clamp3 demo` chooses its tunes from."""
+    with path.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(("tune", "kind", "tonic", "mode", "meter", "title"))
+        for record in records:
+            facts = record["facts"]
+            writer.writerow((record["id"], *(facts[name] for name in ("kind", "tonic", "mode", "metre", "title"))))
+
+
 def _plain_title(record: dict) -> str:
     title = re.sub(r"[^a-z0-9]", "", (record["facts"]["title"] or "").lower())
-    return "" if record["id"].startswith("openscore") else title  # songs share titles, not tunes
+    return "" if record["id"].startswith("openscore") else title  # songs with the same title are different songs
 
 
 def training_lines(record: dict) -> Iterable[dict]:
-    """Lines for the training scripts: one a key, each with texts of its own in every language."""
+    """Yields lines for the training scripts: one per key, each with its own texts in every language."""
     rng = random.Random(record["id"])
     for tonic, files in record["files"].items():
         name = f"{record['id']}@{tonic}" if tonic else record["id"]
@@ -157,7 +174,7 @@ def training_lines(record: dict) -> Iterable[dict]:
 
 
 def text_fields(facts: Facts, rng: random.Random) -> dict:
-    """What a line says of a piece, in every language."""
+    """Returns the text fields of a line, in every language."""
     english, *translations = [
         {"analysis": caption(facts, language), "description": describe(facts, language, rng)} for language in LANGUAGES
     ]
@@ -165,7 +182,7 @@ def text_fields(facts: Facts, rng: random.Random) -> dict:
 
 
 def evaluation_line(record: dict) -> dict:
-    """A line with the one text and files that training's own evaluation reads."""
+    """Returns a line with the one text and the files that the evaluation during training reads."""
     files = [name for name in record["files"][""] if not name.startswith("raw")]
     return {
         "id": record["id"],
@@ -176,7 +193,7 @@ def evaluation_line(record: dict) -> dict:
 
 
 def facts_of(record: dict, tonic: str = "") -> Facts:
-    """What is known of a piece, or of its copy in the key of another tonic."""
+    """Returns the facts of a piece, or of its copy in the key of another tonic."""
     facts = Facts(**{**record["facts"], "instruments": tuple(record["facts"]["instruments"])})
     return replace(facts, tonic=tonic) if tonic else facts
 
@@ -186,19 +203,19 @@ def _files(record: dict, folder: str) -> list[str]:
 
 
 def _texts(line: dict) -> list[str]:
-    """Every text of a training line, in all its languages."""
+    """All texts of a training line, in all languages."""
     own = {"analysis": line["analysis"], "description": line["description"]}
     return [text for fields in (own, *line["translations"]) for text in text_lines(fields)]
 
 
 def audio_name(files: Sequence[str]) -> str:
-    """The name of the audio features of a piece with these files (see build_audio)."""
+    """Returns the name of the audio features of a piece with these files (see build_audio)."""
     mtf = next(name for name in files if name.startswith("mtf/"))
     return f"audio/{mtf.removeprefix('mtf/').removesuffix('.mtf')}.npy"
 
 
 def held_out_clips(data: Path) -> list[dict]:
-    """The records of the clips to judge by: 300 held-out pieces, drawn once and for all."""
+    """Returns the records of the 300 held-out pieces that are rendered. The draw depends on their ids alone."""
     records = read_jsonl(data / "heldout.jsonl")
     return sorted(records, key=lambda record: random.Random(record["id"]).random())[:CLIPS]
 

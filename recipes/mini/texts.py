@@ -1,17 +1,17 @@
-"""Text for music: descriptions, captions and class prompts made from a piece's metadata, in seven languages.
+"""Texts about music: descriptions, captions and class prompts, made from a piece's facts in seven languages.
 
-The words of a language live in `lexicon/<language>.json`: tables of terms (kinds of tune, keys, metres,
-moods, …) and rules (sentence shapes). Every entry is a template:
+The words of a language are in `lexicon/<language>.json`: tables of terms (kinds of tune, keys, meters, moods, …) and
+rules (sentence shapes). Every entry is a template:
 
-    a|b        one of the alternatives (those that need an unknown fact are passed over)
+    a|b        one of the alternatives (those that need an unknown fact are skipped)
     (a|b)      the same inside a longer text
     [ in {x}]  left out when it needs an unknown fact; without a slot, left out half of the time
-    {x}        a fact, a term for it or another rule; {X} capitalised; {x:f} feminine, whatever the noun
+    {x}        a fact, a term for it or another rule; {X} capitalized; {x:f} feminine, whatever the noun
     <a/b>      the form that agrees with the line's noun, in the order of the language's `genders`
 
-A fact appears once in a line at most: a slot whose fact was already used counts as unknown. Nouns begin with
-their gender where a language has genders ("f gigue"). The first alternative of everything is the plainest:
-captions are made of those.
+A fact appears at most once in a line: a slot whose fact was already used counts as unknown. In languages with genders,
+nouns start with their gender ("f gigue"). The first alternative of every entry is the plainest; captions use only
+first alternatives.
 """
 
 import dataclasses
@@ -22,24 +22,24 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from facts import GROUP_OF, Facts, epoch, moods, prime_year, stated_moods
+from recipes.mini.facts import GROUP_OF, Facts, epoch, moods, prime_year, stated_moods
 
 LANGUAGES = ("en", "de", "fr", "es", "it", "zh", "ja")
 LEXICON_FOLDER = Path(__file__).parent / "lexicon"
 
-TITLE_SHARE = 0.3  # of the lines of a description name the title; as many may name the composer
-KEEP_SHARES = (0.4, 0.6, 0.8, 1.0, 1.0)  # of the other facts, one share drawn a line
-LOWER_CASE_SHARE = 0.2  # of the lines are typed without capitals
-KEYWORD_SHARE = 0.2  # of the lines are keywords
-CAPTION_SHARE = 0.15  # of the lines have the shape of the caption
-STOP_SHARE = 0.6  # of the sentences end in a full stop
-LINE_COUNT = 2  # of a description: people ask in one line, and training joins half of the lines it has
+TITLE_SHARE = 0.3  # share of a description's lines that may name the title, and that may name the composer
+KEEP_SHARES = (0.4, 0.6, 0.8, 1.0, 1.0)  # of the other facts; one share is drawn per line
+LOWER_CASE_SHARE = 0.2  # lines that are typed without capitals
+KEYWORD_SHARE = 0.2  # lines that are keywords
+CAPTION_SHARE = 0.15  # lines that have the shape of the caption
+STOP_SHARE = 0.6  # sentences that end in a full stop
+LINE_COUNT = 2  # lines per description: people ask in one line, and training joins half of the lines it has
 PROMPT_COUNT = 16
-MAX_ATTEMPTS = 20  # draws for one line that is new and says something
+MAX_ATTEMPTS = 20  # draws per line, until one is new and says something
 SELF_SCORED = {"string quartet", "piano piece"}  # kinds that already name the instruments
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Facts))
-SLOT_FIELDS = {  # the facts that a slot speaks of, where that isn't the fact of the same name
+SLOT_FIELDS = {  # the facts that a slot uses, where it is not the fact of the same name
     "noun": ("kind",),
     "nouns": ("kind",),
     "key": ("mode", "tonic"),
@@ -54,7 +54,7 @@ SLOT_FIELDS = {  # the facts that a slot speaks of, where that isn't the fact of
 
 
 class FirstChoice:
-    """Stands in for random.Random where a text is to be the plainest one."""
+    """Replaces random.Random where a text should be the plainest one."""
 
     def sample(self, options: Sequence, k: int) -> Sequence:
         return options
@@ -65,10 +65,10 @@ class FirstChoice:
 
 @functools.cache
 def load_lexicon(language: str) -> dict:
-    """The tables of one language, and its rules as `parse` returns them.
+    """Loads the tables of one language, and its rules as `parse` returns them.
 
     Raises:
-        ValueError: the language is none of LANGUAGES.
+        ValueError: the language is not one of LANGUAGES.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r}: expected one of {', '.join(LANGUAGES)}")
@@ -79,7 +79,7 @@ def load_lexicon(language: str) -> dict:
 
 @functools.cache
 def parse(template: str) -> list[list]:
-    """A template as alternatives, each a list of nodes: a str or a (type, content) tuple."""
+    """Parses a template into alternatives, each a list of nodes: a str or a (type, content) tuple."""
     tokens = re.findall(r"[\[\](|)]|\{[^}]*\}|<[^>]*>|[^\[\](|){<]+", template)
     alternatives = _alternatives(tokens)
     if tokens:
@@ -107,7 +107,7 @@ def _alternatives(tokens: list[str]) -> list[list]:
 
 
 class Line:
-    """One line of text in the making: which facts it may use, which it has used, and the noun it is about."""
+    """A line of text being written: which facts it may use, which it has used, and its noun."""
 
     def __init__(self, facts: Facts, fields: set[str], mood_pool: list[str], lexicon: dict, rng) -> None:
         self.facts, self.lexicon, self.rng = facts, lexicon, rng
@@ -121,7 +121,7 @@ class Line:
             self.gender, _, self.noun = self.noun.partition(" ")
 
     def write(self, rule: str) -> str | None:
-        """The text of a rule with runs of blanks closed, or None when its facts are unknown."""
+        """Returns the text of a rule without runs of blanks, or None if its facts are unknown."""
         text = self.choice(self.lexicon["rules"][rule])
         if text is None:
             return None
@@ -165,7 +165,7 @@ class Line:
         return text[0].upper() + text[1:] if text and name[0].isupper() else text
 
     def _value(self, name: str) -> str | None:
-        """The text of a slot, its facts marked as used; None when it is unknown or said already."""
+        """Returns the text of a slot and marks its facts as used, or None if they are unknown or already used."""
         if name in self.lexicon["rules"]:
             return self.choice(self.lexicon["rules"][name])
         if name == "tonic":
@@ -202,7 +202,7 @@ class Line:
         return self._lookup(name, str(getattr(self.facts, fields[0])), name not in ("origin", "land"))
 
     def _lookup(self, table: str, key: str | None, fall_back: bool = True) -> str | None:
-        """The term for a key, by default the table's pattern for others ("*") or the (English) key itself."""
+        """Returns the term for a key. Unknown keys give the table's pattern "*", or the (English) key itself."""
         terms = self.lexicon[table]
         if key in terms:
             return self.choice(parse(terms[key]))
@@ -211,7 +211,7 @@ class Line:
         return self.choice(parse(terms["*"])) if "*" in terms else key
 
     def _noun(self, table: str) -> str | None:
-        """The noun for the kind, or a general one when the kind is unknown; with its gender in front."""
+        """Returns the noun for the kind, or a general one if the kind is unknown, after its gender."""
         if "kind" in self.fields:
             if table == "nouns" or self.facts.kind in self.lexicon[table]:
                 return self._lookup(table, self.facts.kind, fall_back=False)
@@ -246,16 +246,16 @@ class Line:
 
 
 def _kept_fields(facts: Facts, rng: random.Random) -> set[str]:
-    """The facts that one line may use: two at least, often all; title and composer seldom."""
+    """Draws the facts that one line may use: at least two, often all; title and composer seldom."""
     named = [field for field in ("title", "composer") if rng.random() < TITLE_SHARE]
     others = [field for field in FIELDS if field not in ("title", "composer") and getattr(facts, field)]
     count = max(min(2, len(others)), round(rng.choice(KEEP_SHARES) * len(others)))
     kept = set(rng.sample(others, count) + named)
-    return kept if "mode" in kept else kept - {"tonic"}  # a tonic alone would be read as a major key
+    return kept if "mode" in kept else kept - {"tonic"}  # a tonic alone would read as a major key
 
 
 def _typed(text: str, keywords: bool, lexicon: dict, rng: random.Random) -> str:
-    """Capitals and full stop as people type them: mostly, not always."""
+    """Adds capitals and a full stop most of the time, as people do."""
     if keywords:
         return text.lower() if rng.random() < 0.5 else text
     if rng.random() < LOWER_CASE_SHARE:
@@ -265,7 +265,7 @@ def _typed(text: str, keywords: bool, lexicon: dict, rng: random.Random) -> str:
 
 
 def _draw(facts: Facts, lexicon: dict, rng: random.Random, said: frozenset[str]) -> str | None:
-    """One random line that says something and speaks of the fields in `said`; None when none was found."""
+    """Draws one line that says something and uses the fields in `said`, or returns None if no draw did."""
     for _ in range(MAX_ATTEMPTS):
         line = Line(facts, _kept_fields(facts, rng), moods(facts), lexicon, rng)
         implied = set(line.used)
@@ -280,7 +280,7 @@ def _draw(facts: Facts, lexicon: dict, rng: random.Random, said: frozenset[str])
 
 
 def _distinct(facts: Facts, lexicon: dict, rng: random.Random, count: int, said=frozenset()) -> list[str]:
-    """Up to `count` different lines, each of which speaks of the fields in `said`."""
+    """Returns up to `count` different lines, each of which uses the fields in `said`."""
     lines: dict[str, None] = {}
     for _ in range(count * MAX_ATTEMPTS):
         lines[_draw(facts, lexicon, rng, said)] = None
@@ -290,12 +290,12 @@ def _distinct(facts: Facts, lexicon: dict, rng: random.Random, count: int, said=
 
 
 def describe(facts: Facts, language: str, rng: random.Random) -> list[str]:
-    """Lines for training: sentences, questions, phrases and keywords over random facts."""
+    """Returns lines for training: sentences, questions, phrases and keywords about random facts."""
     return _distinct(facts, load_lexicon(language), rng, LINE_COUNT)
 
 
 def caption(facts: Facts, language: str) -> str:
-    """The plain sentence for evaluation: every fact but the title and the composer."""
+    """Returns the plain sentence for evaluation, with every fact but the title and the composer."""
     lexicon = load_lexicon(language)
     fields = set(FIELDS) - {"title", "composer"}
     pool = stated_moods(facts) if facts.mood else []
@@ -304,14 +304,14 @@ def caption(facts: Facts, language: str) -> str:
 
 
 def prompts(field: str, value: str, language: str) -> list[str]:
-    """Paraphrases of one class for zero-shot classification, to be averaged.
+    """Returns paraphrases of one class for zero-shot classification, to be averaged.
 
     Args:
         field: "kind", "mode", "metre", "song_language", "origin" or "ensemble".
-        value: as in Facts; for "ensemble" "song" or "string quartet".
+        value: as in Facts; for "ensemble", "song" or "string quartet".
 
     Raises:
-        ValueError: the field is none of these.
+        ValueError: the field is not one of these.
     """
     if field not in ("kind", "mode", "metre", "song_language", "origin", "ensemble"):
         raise ValueError(f"field {field!r}: expected kind, mode, metre, song_language, origin or ensemble")

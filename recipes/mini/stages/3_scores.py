@@ -1,4 +1,4 @@
-"""The scores move to the texts, which stay, as at the end of SAAS."""
+"""Stage 3 trains the score encoder against frozen texts, like the last stage of SAAS."""
 
 FREEZE_TEXT = True
 CLAMP3_NUM_EPOCH = 4

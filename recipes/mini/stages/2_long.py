@@ -1,4 +1,4 @@
-"""Whole tunes, in larger batches, ABC and MIDI of a piece drawn closer together."""
+"""Stage 2 trains on whole tunes in larger batches and draws the ABC and MIDI of a piece closer together."""
 
 CLAMP3_NUM_EPOCH = 10
 CLAMP3_LEARNING_RATE = 8e-4

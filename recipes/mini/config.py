@@ -1,0 +1,52 @@
+"""The settings that train `mini`: code/config.py's names with other values. Each stage in stages/ overrides some.
+
+    python code/train_clamp3_symbolic.py --config recipes/mini/config.py recipes/mini/stages/1_short.py
+
+Paths are relative to this file.
+"""
+
+SEED = 7
+NUM_WORKERS = 1
+DROPOUT = 0.0  # the model is small for its data, and faster without it
+SCHEDULE = "cosine"
+PRECISION = "bf16"  # on a CPU too: a third faster where the CPU supports it
+SAVE_EVERY = 100
+CHUNK_BATCHES = 5  # few, so that batches keep mixed lengths and length alone does not tell tunes apart
+
+# data, as recipes.mini.build writes it
+M3_TRAIN_FOLDERS = ["../../out/mini/abc/train", "../../out/mini/mtf/train"]
+M3_EVAL_FOLDERS = []
+CLAMP3_TRAIN_JSONL = "../../out/mini/train.jsonl"
+CLAMP3_EVAL_JSONL = "../../out/mini/eval.jsonl"
+
+# sizes
+PATCH_LENGTH = 128  # nearly every tune, in ABC and as MIDI; longer pieces are read in several segments
+PATCH_NUM_LAYERS = 4
+TOKEN_NUM_LAYERS = 1
+M3_HIDDEN_SIZE = 192
+CLAMP3_HIDDEN_SIZE = 192
+MAX_TEXT_LENGTH = 48
+TEXT_MODEL_NAME = "../../out/mini/text_model"
+AUDIO_HIDDEN_SIZE = 448
+AUDIO_NUM_LAYERS = 2
+
+# M3
+M3_NUM_EPOCH = 1
+M3_LEARNING_RATE = 5e-4
+M3_WARMUP_STEPS = 100
+M3_BATCH_SIZE = 64
+M3_MASK_RATIO = 0.2  # decodes only a fifth of the patches; decoding is most of the work
+M3_WEIGHTS_PATH = "../../out/mini/weights_m3.pth"
+M3_LOGS_PATH = "../../out/mini/logs_m3.txt"
+
+# CLaMP 3
+CLAMP3_VARIANT = "mini"
+CLAMP3_ABC = "as found"  # on held-out tunes better than converted
+CLAMP3_LOAD_M3 = False  # with M3's weights all pieces start out alike (cosine .996), and the loss stays at chance
+CLAMP3_WEIGHTS_PATH = "../../out/mini/weights_clamp3.pth"
+CLAMP3_LOGS_PATH = "../../out/mini/logs_clamp3.txt"
+HIDE_HEADER_RATIO = 0.25  # otherwise the model reads key and meter off the header alone
+LEARNED_TEMPERATURE = True
+LOGIT_SCALE = 5  # at CLIP's 14 and without clipping, the features collapse within 20 steps
+GRADIENT_CLIP = 0.5
+MASK_SAME_TEXT = True

@@ -1,0 +1,10 @@
+"""Stage 4 trains the audio encoder against frozen texts and scores."""
+
+CLAMP3_TRAIN_JSONL = "../../../out/mini/train_audio.jsonl"
+FREEZE_TEXT = True
+CLAMP3_NUM_EPOCH = 7
+WEIGHT_DECAY = 0.05
+CLAMP3_LEARNING_RATE = 1e-3
+CLAMP3_WARMUP_STEPS = 100
+CLAMP3_BATCH_SIZE = 64  # in each of two processes
+PAIR_WEIGHT = 1.0  # the score of a piece attracts its recording as much as its text does
