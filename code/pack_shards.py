@@ -1,6 +1,6 @@
-"""Packs the music that a JSONL of pieces names into a few large files, shards, and writes a JSONL that trains alike.
+"""Packs the music files of a JSONL into a few large files, called shards, and writes a JSONL of the same pieces.
 
-Shards are uncompressed tars. Set CLAMP3_TRAIN_JSONL in config.py to the new JSONL, which lies beside them.
+Shards are uncompressed tars. To train on them, set CLAMP3_TRAIN_JSONL in config.py to the new JSONL beside them.
 """
 
 import argparse
@@ -17,8 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("jsonl", help="pieces, one a line, with paths relative to its folder")
-    parser.add_argument("output_dir", help="a new folder, or one to go on with")
+    parser.add_argument("jsonl", help="one piece per line, with file paths relative to its folder")
+    parser.add_argument("output_dir", help="a new folder, or that of an interrupted run")
     parser.add_argument("--shard_size", type=size, default="1GB", help="in bytes, KB, MB or GB (default: 1GB)")
     args = parser.parse_args(argv)
     try:
@@ -31,10 +31,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def size(text: str) -> int:
-    """Bytes, from a text such as 500MB."""
+    """Returns the bytes that a text such as 500MB stands for, as the `type` of an option."""
     match = re.fullmatch(r"([1-9]\d*) ?([KMG]B)?", text.upper())
     if not match:
-        raise argparse.ArgumentTypeError(f"expected a size such as 1GB or 500MB, came {text}")
+        raise argparse.ArgumentTypeError(f"expected a size such as 1GB or 500MB, got {text}")
     return int(match[1]) * UNITS[match[2] or ""]
 
 

@@ -2,7 +2,8 @@
 
 import sys
 
-from training_utils import run_training
+from clamplib.training.script import run_training, training_parser
+from utils import CONFIG
 
 EXAMPLE = """examples:
   python train_clamp3_symbolic.py
@@ -11,7 +12,8 @@ EXAMPLE = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_training("symbolic", __doc__, EXAMPLE, argv)
+    args = training_parser(__doc__, EXAMPLE, "symbolic").parse_args(argv)
+    return run_training(args, CONFIG, "symbolic")
 
 
 if __name__ == "__main__":

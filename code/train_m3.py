@@ -1,8 +1,9 @@
-"""Trains M3, the encoder of symbolic music, on the files .abc and .mtf of M3_TRAIN_FOLDERS (config.py)."""
+"""Trains M3, the encoder of symbolic music, on the .abc and .mtf files of M3_TRAIN_FOLDERS (see config.py)."""
 
 import sys
 
-from training_utils import run_training
+from clamplib.training.script import run_training, training_parser
+from utils import CONFIG
 
 EXAMPLE = """examples:
   python train_m3.py
@@ -11,7 +12,8 @@ EXAMPLE = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_training(None, __doc__, EXAMPLE, argv)
+    args = training_parser(__doc__, EXAMPLE).parse_args(argv)
+    return run_training(args, CONFIG)
 
 
 if __name__ == "__main__":

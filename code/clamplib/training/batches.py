@@ -1,10 +1,9 @@
-"""Batches of items of similar length, padded to their longest, for one process or several.
+"""Batches of items of similar length, padded to the longest, for one process or several.
 
-An epoch's order is drawn from (seed, epoch): the items are shuffled, sorted by length within chunks of some
-batches, cut into batches, and the batches shuffled. Every item comes exactly once an epoch: where the items
-do not fill the last batch, all batches are a little smaller instead. Each process takes its share of every
-batch, so that all take the same number of steps; only where a training batch has fewer items than there are
-processes do those left without one repeat an item of it.
+The order of an epoch is drawn from (seed, epoch): items are shuffled, sorted by length within chunks of some batches
+and cut into batches, and the batches are shuffled. Every item occurs exactly once per epoch: where the items do not
+fill the last batch, all batches are a little smaller. Each process takes its share of every batch, so that all take
+the same number of steps. Only where a training batch has fewer items than there are processes do some repeat an item.
 """
 
 import math
@@ -12,20 +11,35 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from clamplib.embedding.sequences import pad
 from clamplib.models import distributed
-from clamplib.training.datasets import CLaMP3Dataset, M3Dataset
+from clamplib.models.encoders import pad
+from clamplib.training.datasets import CLaMP3Dataset, CLaMP3Item, M3Dataset, M3Item
+
+Batch = TypeVar("Batch")
 
 
 class LengthSortedBatches(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, index); set `epoch`, and `first_step` to begin in its middle.
+    """Gives the batches of an epoch as lists of (epoch, index).
 
-    Without `training` the order is one and the same: all items sorted by length.
+    Attributes:
+        epoch: the epoch whose batches come next, counted from 0; set it before each.
+        first_step: how many of its batches to skip, to resume in the middle of an epoch.
+        count: the number of batches per epoch.
+
+    Args:
+        dataset: has a length, and a method `length(epoch, index)`.
+        batch_size: items per process and batch, at most.
+        training: without it, all epochs have the same order: all items sorted by length.
+        chunk_batches: how many shuffled batches are sorted by length together; with 1 lengths stay mixed.
+        seed: of the order.
+        rank: of this process.
+        world_size: the number of processes.
     """
 
     def __init__(
@@ -39,11 +53,16 @@ class LengthSortedBatches(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.dataset, self.training, self.chunk_batches, self.seed = dataset, training, chunk_batches, seed
-        self.rank, self.world_size = rank, world_size
+        self.dataset = dataset
+        self.training = training
+        self.chunk_batches = chunk_batches
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
         self.count = math.ceil(len(dataset) / (batch_size * world_size))
-        self.epoch = self.first_step = 0
-        self._batches: tuple[int, list[list[int]]] | None = None  # of which epoch, and the batches
+        self.epoch = 0
+        self.first_step = 0
+        self._drawn: tuple[int, list[list[int]]] | None = None  # an epoch and its batches
 
     def __len__(self) -> int:
         return self.count - self.first_step
@@ -51,54 +70,76 @@ class LengthSortedBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in self.batches()[self.first_step :]:
             share = batch[self.rank :: self.world_size]
-            if self.training:
-                share = share or [batch[self.rank % len(batch)]]
+            if self.training and not share:
+                share = [batch[self.rank % len(batch)]]
             if share:
                 yield [(self.epoch, index) for index in share]
 
     def batches(self) -> list[list[int]]:
-        """The epoch's batches of all processes together, as indices."""
-        if self._batches is None or self._batches[0] != self.epoch:
-            self._batches = self.epoch, self._draw_batches()
-        return self._batches[1]
+        """Returns the epoch's batches of all processes together, as indices."""
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            self._drawn = self.epoch, self._draw_batches()
+        return self._drawn[1]
 
     def _draw_batches(self) -> list[list[int]]:
         rng = random.Random(f"{self.seed} {self.epoch}")
         order = list(range(len(self.dataset)))
         if self.training:
             rng.shuffle(order)
-        lengths = {index: self.dataset.length(self.epoch, index) for index in order}
-        bounds = np.linspace(0, len(order), self.count + 1).astype(int).tolist()
+        bounds = np.linspace(0, len(order), self.count + 1).astype(int).tolist()  # of the batches
         chunk = self.chunk_batches if self.training else self.count
-        for first in range(0, self.count, chunk) if chunk > 1 else ():
-            start, end = bounds[first], bounds[min(first + chunk, self.count)]
-            order[start:end] = sorted(order[start:end], key=lengths.__getitem__)
+        if chunk > 1:
+            lengths = {index: self.dataset.length(self.epoch, index) for index in order}
+            for first in range(0, self.count, chunk):
+                start = bounds[first]
+                end = bounds[min(first + chunk, self.count)]
+                order[start:end] = sorted(order[start:end], key=lengths.__getitem__)
         batches = [order[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
         if self.training:
             rng.shuffle(batches)
         return batches
 
 
-def collate_m3(items: Sequence[dict]) -> dict[str, torch.Tensor]:
-    """Items of an M3Dataset -> arguments of M3Model: patches uint8 [B, L, S], masks and selection [B, L]."""
-    names = ("input_patches", "selected_indices", "target_patches")
-    padded = {name: pad([item[name] for item in items]) for name in names}
-    batch = {name: values for name, (values, _) in padded.items()}
-    return {**batch, "input_masks": padded["input_patches"][1]}
+def collate_m3(items: Sequence[M3Item]) -> dict[str, torch.Tensor]:
+    """Pads items of an M3Dataset to the arguments of M3Model.
+
+    Returns:
+        `input_patches` and `target_patches` uint8 [B, L, S], `selected_indices` bool [B, L], and `input_masks` [B, L].
+    """
+    input_patches, input_masks = pad([item["input_patches"] for item in items])
+    selected_indices, _ = pad([item["selected_indices"] for item in items])
+    target_patches, _ = pad([item["target_patches"] for item in items])
+    return {
+        "input_patches": input_patches,
+        "input_masks": input_masks,
+        "selected_indices": selected_indices,
+        "target_patches": target_patches,
+    }
 
 
 class CollateCLaMP3:
-    """Items of a CLaMP3Dataset -> text inputs and masks [B, T], one or two (inputs, masks) of music, keys."""
+    """Pads items of a CLaMP3Dataset.
+
+    Args:
+        pad_token_id: the tokenizer's, to pad texts with.
+    """
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
-    def __call__(self, items: Sequence[dict]) -> dict:
+    def __call__(self, items: Sequence[CLaMP3Item]) -> dict:
+        """Makes a batch.
+
+        Returns:
+            `text_inputs` and `text_masks` [B, T]; `music`, one or two pairs of inputs [B, L, ...] and masks [B, L];
+            `keys` [B, 2] and `indices` [B].
+        """
         text_inputs, text_masks = pad([item["text"] for item in items], self.pad_token_id)
+        files = zip(*(item["music"] for item in items), strict=True)  # the first of all items, then the second
         return {
             "text_inputs": text_inputs,
             "text_masks": text_masks,
-            "music": [pad(pieces) for pieces in zip(*(item["music"] for item in items), strict=True)],
+            "music": [pad(arrays) for arrays in files],
             "keys": torch.tensor([item["keys"] for item in items]),
             "indices": torch.tensor([item["index"] for item in items]),
         }
@@ -107,18 +148,26 @@ class CollateCLaMP3:
 def make_loader(
     dataset: M3Dataset | CLaMP3Dataset,
     batch_size: int,
-    collate: Callable,
+    collate: Callable[[list], dict],
     *,
-    training: bool,
     chunk_batches: int = 20,
     seed: int = 42,
     num_workers: int = 0,
 ) -> DataLoader:
-    """This process's loader of the dataset; its `batch_sampler` is a LengthSortedBatches."""
+    """Makes this process's loader of a dataset; its `batch_sampler` is a LengthSortedBatches.
+
+    Args:
+        dataset: to train or to evaluate on, as its `training` says.
+        batch_size: items per process and batch, at most.
+        collate: makes a batch of a list of items.
+        chunk_batches: as for LengthSortedBatches.
+        seed: of the order.
+        num_workers: processes that prepare batches; with 0 this process does.
+    """
     sampler = LengthSortedBatches(
         dataset,
         batch_size,
-        training=training,
+        training=dataset.training,
         chunk_batches=chunk_batches,
         seed=seed,
         rank=distributed.rank(),
@@ -131,28 +180,29 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_training,
+        worker_init_fn=_ignore_signals,
     )
 
 
-def _leave_signals_to_the_training(worker: int) -> None:
-    """A signal to the process group must not end the workers before the training has saved."""
+def _ignore_signals(worker: int) -> None:
+    """A signal to the process group must not end a worker before the training has saved its state."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Stopwatch:
-    """Since it was made: which share of the time was spent waiting for batches.
+    """Measures the share of the time since it was made that was spent waiting for batches.
 
-    A GPU may still be busy with the step before while a batch is waited for, so of its time the share is the most
-    that it can have been idle.
+    A GPU may still be busy with the previous step while the next batch is awaited, so the share is an upper bound of
+    the time that it was idle.
     """
 
     def __init__(self) -> None:
-        self._started, self._waited = time.monotonic(), 0.0
+        self._started = time.monotonic()
+        self._waited = 0.0
 
-    def waits(self, batches: Iterable) -> Iterator:
-        """The batches, each waited for."""
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yields the batches, and counts the time that each takes to arrive."""
         batches = iter(batches)
         while True:
             asked = time.monotonic()
@@ -163,5 +213,5 @@ class Stopwatch:
             yield batch
 
     def share(self) -> float:
-        """Between 0 and 1."""
+        """Returns the share so far, between 0 and 1."""
         return self._waited / max(time.monotonic() - self._started, 1e-9)

@@ -1,7 +1,7 @@
 """The one training loop: an objective is minimized over batches, and evaluated after every epoch.
 
-Resuming is exact, in the middle of an epoch too: items draw from (seed, epoch, index) and dropout from
-(seed, epoch, step, rank), so a checkpoint needs no generator's state. (See training_state for the files.)
+Resuming is exact, also in the middle of an epoch: items draw from (seed, epoch, index) and dropout from (seed, epoch,
+step, rank), so that a checkpoint needs no state of a random generator. (See state for the files.)
 """
 
 import logging
@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -19,64 +20,83 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clamplib.models import distributed
-from clamplib.training.batches import Stopwatch
+from clamplib.training.batches import LengthSortedBatches, Stopwatch
 from clamplib.training.objectives import Objective
-from clamplib.training.state import Progress, Recipe, TrainingState
+from clamplib.training.state import Progress, TrainingRecipe, TrainingState
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 30  # between two states of the progress bar
+PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 30  # between two updates of the progress bar
 
 
-def train(
-    model: nn.Module,
-    objective: Objective,
-    train_batches: DataLoader,
-    eval_batches: DataLoader,
-    recipe: Recipe,
+@dataclass(frozen=True)
+class Training:
+    """A model, what it minimizes, and the batches that it is trained and evaluated on (see batches.make_loader)."""
+
+    model: nn.Module
+    objective: Objective
+    train_batches: DataLoader
+    eval_batches: DataLoader
+
+
+def fit(
+    training: Training,
+    recipe: TrainingRecipe,
     *,
     device: torch.device,
     report: Callable[[dict], None] | None = None,
 ) -> int:
-    """Trains to the end, or until SIGINT or SIGTERM, which saves first; returns the exit status of a script.
+    """Trains to the last epoch, or until SIGINT or SIGTERM, after which the state is saved.
 
-    `report` is called after every epoch with its numbers, among them the share of the training's time that its
-    steps waited for data. The status is 0, or 128 + the signal's number.
-    Raises FloatingPointError where the loss is no longer finite.
+    Args:
+        training: what to train.
+        recipe: how to train it; its checkpoint is resumed from.
+        device: to train on.
+        report: called after every epoch with its numbers, among them `waiting`, the share of the training's time that
+            was spent waiting for batches.
+
+    Returns:
+        The number of the signal that stopped the training, or 0.
+
+    Raises:
+        FloatingPointError: the loss is NaN or infinite.
+        InputError: the checkpoint cannot be resumed from, or a file cannot be read.
     """
     torch.backends.cudnn.deterministic = recipe.deterministic
     torch.backends.cudnn.benchmark = not recipe.deterministic
-    state = TrainingState(model.to(device), recipe, len(train_batches), device)
-    progress = state.resume()
-    if progress.epoch >= recipe.epochs:
+    state = TrainingState(training.model.to(device), recipe, len(training.train_batches), device)
+    state.resume()
+    if state.progress.epoch >= recipe.epochs:
         _say(
-            f"Training has finished: {progress.epoch} of {recipe.epochs} epochs are done, the best was "
-            f"{progress.best_epoch}. Raise the number of epochs to go on."
+            f"Training has finished: {state.progress.epoch} of {recipe.epochs} epochs are done, the best was "
+            f"{state.progress.best_epoch}. Raise the number of epochs to go on."
         )
         return 0
-    step = _parallel(_Loss(model, objective), device)
+    step = _parallel(_Loss(training.model, training.objective), device)
+    stopped_by = 0
     with _Signals() as signals:
-        while progress.epoch < recipe.epochs:
-            started, stopwatch = time.monotonic(), Stopwatch()
-            stopped_by = _train_epoch(step, state, progress, train_batches, signals, stopwatch)
+        while state.progress.epoch < recipe.epochs and not stopped_by:
+            started = time.monotonic()
+            stopwatch = Stopwatch()
+            stopped_by = _train_epoch(step, state, training.train_batches, signals, stopwatch)
             if stopped_by:
-                state.save(recipe.latest_path, progress)
-                return _stopped(stopped_by)
+                state.save(recipe.latest_path)
+                break
             waiting = round(stopwatch.share(), 3)  # without the evaluation
-            numbers = {"epoch": progress.epoch + 1, "train_loss": progress.loss_sum / len(train_batches)}
-            numbers |= {f"eval_{name}": value for name, value in _evaluate(state, objective, eval_batches).items()}
-            numbers |= {"lr": state.scheduler.get_last_lr()[0]}
-            numbers |= {"seconds": time.monotonic() - started, "waiting": waiting}
-            _finish_epoch(state, progress, numbers, report)
+            evaluation = _evaluate(state, training.objective, training.eval_batches)
+            numbers = {
+                "epoch": state.progress.epoch + 1,
+                "train_loss": state.progress.loss_sum / len(training.train_batches),
+                **{f"eval_{name}": value for name, value in evaluation.items()},
+                "lr": state.scheduler.get_last_lr()[0],
+                "seconds": time.monotonic() - started,
+                "waiting": waiting,
+            }
+            _finish_epoch(state, numbers, report)
             stopped_by = distributed.largest(signals.received)
-            if stopped_by:
-                return _stopped(stopped_by)
-    return 0
-
-
-def _stopped(number: int) -> int:
-    _say(f"Stopped by {signal.Signals(number).name}; the same command goes on from here.")
-    return 128 + number
+    if stopped_by:
+        _say(f"Stopped by {signal.Signals(stopped_by).name}; the same command goes on from here.")
+    return stopped_by
 
 
 class _Loss(nn.Module):
@@ -84,7 +104,8 @@ class _Loss(nn.Module):
 
     def __init__(self, model: nn.Module, objective: Objective):
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model = model
+        self.objective = objective
 
     def forward(self, batch: dict) -> torch.Tensor:
         return self.objective.loss(self.model, batch)
@@ -94,33 +115,30 @@ def _parallel(step: nn.Module, device: torch.device) -> nn.Module:
     if distributed.world_size() == 1:
         return step
     devices = [device] if device.type == "cuda" else None
-    # The poolers, for one, take no part in the loss.
+    # Some parameters, such as those of the poolers, have no part in the loss.
     return DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True)
 
 
 def _train_epoch(
-    step: nn.Module,
-    state: TrainingState,
-    progress: Progress,
-    batches: DataLoader,
-    signals: "_Signals",
-    stopwatch: Stopwatch,
+    step: nn.Module, state: TrainingState, batches: DataLoader, signals: "_Signals", stopwatch: Stopwatch
 ) -> int:
-    """The rest of an epoch; returns the number of the signal that ended it early, or 0."""
+    """Trains the rest of an epoch; returns the number of the signal that ended it early, or 0."""
     state.model.train()
-    sampler = batches.batch_sampler
-    sampler.epoch, sampler.first_step = progress.epoch, progress.step
-    loss_sum, stopped_by = torch.tensor(progress.loss_sum, device=state.device), 0
-    with _ProgressBar(progress.epoch + 1, sampler) as bar:
-        for batch in stopwatch.waits(batches):
-            # Each rank its own dropout, and the same again after resuming.
+    progress, sampler = state.progress, batches.batch_sampler
+    sampler.epoch = progress.epoch
+    sampler.first_step = progress.step
+    loss_sum = torch.tensor(progress.loss_sum, device=state.device)
+    stopped_by = 0
+    with _ProgressBar(progress, sampler) as bar:
+        for batch in stopwatch.watch(batches):
+            # The dropout of each rank is its own, and the same after resuming.
             torch.manual_seed(_step_seed(state.recipe.seed, progress))
             with state.autocast():
                 loss = step(to_device(batch, state.device))
             state.step(loss)
             loss_sum += loss.detach()
             progress.step += 1
-            bar.update(loss, progress)
+            bar.update(loss)
             stopped_by = distributed.largest(signals.received)
             if stopped_by:
                 break
@@ -137,20 +155,23 @@ def _evaluate(state: TrainingState, objective: Objective, batches: DataLoader) -
         return objective.evaluate(state.model, (to_device(batch, state.device) for batch in batches))
 
 
-def _finish_epoch(
-    state: TrainingState, progress: Progress, numbers: dict, report: Callable[[dict], None] | None
-) -> None:
-    """Saves and reports an epoch."""
-    recipe = state.recipe
-    progress.epoch, progress.step, progress.loss_sum = numbers["epoch"], 0, 0.0
+def _finish_epoch(state: TrainingState, numbers: dict, report: Callable[[dict], None] | None) -> None:
+    """Saves, logs and reports an epoch."""
+    recipe, progress = state.recipe, state.progress
+    progress.epoch = numbers["epoch"]
+    progress.step = 0
+    progress.loss_sum = 0.0
     improved = numbers["eval_loss"] < progress.min_eval_loss
     if improved:
-        progress.best_epoch, progress.min_eval_loss = progress.epoch, numbers["eval_loss"]
-        state.save(recipe.weights_path, progress)
+        progress.best_epoch = progress.epoch
+        progress.min_eval_loss = numbers["eval_loss"]
+        state.save(recipe.weights_path)
     if recipe.save_every and progress.epoch % recipe.save_every == 0:
-        state.save(recipe.epoch_path(progress.epoch), progress)
-    state.save(recipe.latest_path, progress)
-    line = "  ".join(f"{name} {_short(value)}" for name, value in numbers.items()) + "  best" * improved
+        state.save(recipe.epoch_path(progress.epoch))
+    state.save(recipe.latest_path)
+    line = "  ".join(f"{name} {_short(value)}" for name, value in numbers.items())
+    if improved:
+        line += "  best"
     _say(line)
     if distributed.rank() == 0:
         recipe.logs_path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +182,7 @@ def _finish_epoch(
 
 
 def to_device(batch, device: torch.device):
-    """Every tensor in a structure of dicts, lists and tuples, on the device."""
+    """Moves every tensor in a structure of dicts, lists and tuples to a device; tuples become lists."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
@@ -170,9 +191,9 @@ def to_device(batch, device: torch.device):
 
 
 class _Signals:
-    """Takes SIGINT and SIGTERM as a wish to stop after the step; a second one of a kind ends the process.
+    """Notes SIGINT and SIGTERM, so that training stops after the step. A second one of a kind ends the process.
 
-    (One of each kind comes where torchrun passes an interrupt on.)
+    torchrun turns an interrupt into one of each kind.
     """
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -192,14 +213,15 @@ class _Signals:
 
 
 class _ProgressBar:
-    """Items a second, time left and mean loss of an epoch, shown by the first process."""
+    """Shows items per second, time left and current loss of an epoch, in the first process."""
 
-    def __init__(self, epoch: int, sampler):
+    def __init__(self, progress: Progress, sampler: LengthSortedBatches):
+        self._progress = progress
         self._sizes = [len(batch) for batch in sampler.batches()]
         self._bar = tqdm(
             total=sum(self._sizes),
             initial=sum(self._sizes[: sampler.first_step]),
-            desc=f"epoch {epoch}",
+            desc=f"epoch {progress.epoch + 1}",
             unit="item",
             mininterval=PROGRESS_SECONDS,
             leave=False,
@@ -212,11 +234,11 @@ class _ProgressBar:
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    def update(self, loss: torch.Tensor, progress: Progress) -> None:
-        if self._bar.update(self._sizes[progress.step - 1]):  # shown just now: worth a wait for the GPU
+    def update(self, loss: torch.Tensor) -> None:
+        if self._bar.update(self._sizes[self._progress.step - 1]):  # just shown: only then wait for the GPU
             value = loss.item()
             self._bar.set_postfix(loss=f"{value:.4f}", refresh=False)
-            _check_finite(value, progress)
+            _check_finite(value, self._progress)
 
 
 def _check_finite(loss: float, progress: Progress) -> None:

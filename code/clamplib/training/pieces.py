@@ -1,33 +1,68 @@
-"""Lists of pieces to train on: the files of some folders for M3, the lines of a JSONL for CLaMP 3.
+"""Pieces to train on: the music files of some folders for M3, the lines of a JSONL for CLaMP 3.
 
-Bad lines, files that are missing or empty, and arrays that are no features, are found here, before training
-starts: they are left out and said, each with its line or path. A file may be a member of a shard (see shards).
+Whatever cannot be trained on is found here, before training starts: lines that are not pieces, files that are missing
+or empty, and arrays that are not audio features. It is left out, and described with its line or its path. A file may
+be a member of a shard (see shards).
 """
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from clamplib.files import HEAD_BYTES, InputError, check_mert_shape, describe, key, show, stated_shape, walk
+from clamplib.embedding.sequences import check_mert_shape
+from clamplib.files import HEAD_BYTES, InputError, key, show, stated_shape, walk
+from clamplib.jobs import describe
 from clamplib.training import shards
-from clamplib.training.augment import describing_fields, text_lines, translations
 
 SYMBOLIC_SUFFIXES = (".abc", ".mtf")
-SUFFIXES = {"symbolic": SYMBOLIC_SUFFIXES, "audio": (".npy",)}
+AUDIO_SUFFIXES = (".npy",)
+MODALITY_SUFFIXES = {"symbolic": SYMBOLIC_SUFFIXES, "audio": AUDIO_SUFFIXES}
+NOT_TEXT = ("id", "filepaths", "language", "translations")  # fields of a line that do not describe its piece
 
 
-def m3_files(folders: Sequence[str | Path]) -> tuple[list[dict], list[str]]:
-    """Every .abc and .mtf in the folders or shards that is not empty, and what is wrong with the others.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of training data: one music file for M3, one line of a JSONL for CLaMP 3.
 
-    Dicts of a shards.File and an id: the file's path below the folder without suffix, so that an .abc and an
-    .mtf of one name are one piece. Of a shard that a folder holds nothing is read: name the shard itself.
+    Attributes:
+        id: names the piece; pieces that share an id stay together when the data are split.
+        files: the files of the modality that is trained, at least one; M3's pieces have exactly one.
+        scores: the .abc and .mtf files that a recording is paired with; empty where recordings are trained alone.
+        fields: the line's JSON object, with the texts that describe the piece; empty for M3.
+    """
+
+    id: str
+    files: tuple[shards.File, ...]
+    scores: tuple[shards.File, ...] = ()
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------ M3: folders
+
+
+def find_pieces(folders: Sequence[str | Path]) -> tuple[list[Piece], list[str]]:
+    """Finds the .abc and .mtf files in folders or shards, for M3.
+
+    A piece's id is the path of its file below the folder, without the suffix, so that an .abc and an .mtf of one name
+    share it. Shards that lie in a folder are not opened: name the shard itself.
+
+    Args:
+        folders: folders, searched with their sub-folders, or shards.
+
+    Returns:
+        One piece per file, and a message for each file that is empty.
+
+    Raises:
+        InputError: a folder has no such file, or all files are empty.
+        FileNotFoundError: a folder does not exist.
     """
     pieces, problems = [], []
     for folder in folders:
         for name, file in _symbolic_files(Path(folder)):
             if file.size:
-                pieces.append({"id": name, "file": file})
+                pieces.append(Piece(name, (file,)))
             else:
                 problems.append(f"{file.path}: expected music, got an empty file")
     if not pieces:
@@ -36,7 +71,7 @@ def m3_files(folders: Sequence[str | Path]) -> tuple[list[dict], list[str]]:
 
 
 def _symbolic_files(folder: Path) -> list[tuple[str, shards.File]]:
-    """Ids and files of a folder, or of a shard in the same order."""
+    """Ids and files of a folder or of a shard, in the same order."""
     if folder.suffix != shards.SUFFIX or folder.is_dir():
         found = walk(folder, SYMBOLIC_SUFFIXES)
         return [(key(path, folder), shards.File(path, path.stat().st_size)) for path in found]
@@ -47,62 +82,75 @@ def _symbolic_files(folder: Path) -> list[tuple[str, shards.File]]:
     return [(key(name, ""), members[name]) for name in names]
 
 
+# ------------------------------------------------------------------------------------ CLaMP 3: a JSONL
+
+
 def read_pieces(
     jsonl: str | Path, modality: str, audio_size: int = 768, with_scores: bool = False
-) -> tuple[list[dict], list[str]]:
-    """Pieces of a JSONL that have a text and a file of the modality, and what is wrong with the other lines.
+) -> tuple[list[Piece], list[str]]:
+    """Reads the pieces of a JSONL that have a text and a file of the modality, for CLaMP 3.
 
-    Dicts of id, files (shards.File), scores and fields. A file that is missing or empty, or whose header is not that
-    of features [..., frames, audio_size], is left out of its piece. With `with_scores`, pieces have scores beside
-    their audio, and those without are left out; else the list is empty. InputError where no piece is left.
+    A piece loses the files that are missing or empty, and the arrays whose header is not that of features
+    [..., frames, audio_size]. A line without an id is named by its number.
+
+    Args:
+        jsonl: one piece per line; file paths are relative to its folder.
+        modality: "symbolic" or "audio".
+        audio_size: the size of a frame of audio features.
+        with_scores: also reads the scores of each piece, and leaves out pieces without any.
+
+    Returns:
+        The pieces, and a message for each line or file that was left out.
+
+    Raises:
+        InputError: no piece is left, or the modality's files lie in a shard that cannot be read.
+        OSError: the JSONL cannot be read.
     """
-    suffixes = {"files": SUFFIXES[modality]} | ({"scores": SYMBOLIC_SUFFIXES} if with_scores else {})
     jsonl, finder = Path(jsonl), shards.Finder()
     pieces, problems = [], []
 
     def find(name: str) -> shards.File:
         file = find_file(jsonl.parent / name, finder)
-        if file.path.suffix.lower() in SUFFIXES["audio"]:
+        if file.path.suffix.lower() in AUDIO_SUFFIXES:
             _check_features(file, audio_size)
         return file
 
-    with open(jsonl, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                piece, found = _read_piece(line, number, suffixes, find)
-                pieces.append(piece)
-            except InputError as error:
-                found = [str(error)]
-            problems += [f"{jsonl}, line {number}: {problem}" for problem in found]
+    for number, line in numbered_lines(jsonl):
+        found: list[str] = []
+        try:
+            fields, names = parse_line(line)
+            if not evaluation_lines(fields):
+                raise InputError("expected a text field such as title or analysis, got none")
+            files = _find_files(names, MODALITY_SUFFIXES[modality], find, found)
+            scores = _find_files(names, SYMBOLIC_SUFFIXES, find, found) if with_scores else ()
+            pieces.append(Piece(_line_id(fields, number), files, scores, fields))
+        except InputError as error:
+            found.append(str(error))
+        problems += [f"{jsonl}, line {number}: {problem}" for problem in found]
     if not pieces:
-        found = f"; the first problem: {problems[0]}" if problems else ""
-        raise InputError(f"{jsonl}: expected pieces with a text and {_names(modality)} files, got none{found}")
+        first = f"; the first problem: {problems[0]}" if problems else ""
+        suffixes = " or ".join(MODALITY_SUFFIXES[modality])
+        raise InputError(f"{jsonl}: expected pieces with a text and {suffixes} files, got none{first}")
     return pieces, problems
 
 
-def _read_piece(line: bytes, number: int, suffixes: dict, find: Callable) -> tuple[dict, list[str]]:
-    """The piece of a line with its lists of files by suffix, and what is wrong with its files."""
-    fields, names = parse_line(line)
-    if not evaluation_lines(fields):
-        raise InputError("expected a text field such as title or analysis, got none")
-    lists, problems = {"files": [], "scores": []}, []
-    for kind, wanted in suffixes.items():
-        for name in names:
-            if Path(name).suffix.lower() in wanted:
-                try:
-                    lists[kind].append(find(name))
-                except InputError as error:
-                    problems.append(str(error))
-        if not lists[kind]:
-            raise InputError("; ".join(problems) or f"expected {' or '.join(wanted)} files in filepaths, got {names}")
-    name = fields.get("id")
-    return {"id": f"line {number}" if name is None else str(name), **lists, "fields": fields}, problems
+def numbered_lines(jsonl: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines of a file that are not blank, each with its number, counted from 1."""
+    with open(jsonl, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, line
 
 
-def parse_line(line: bytes) -> tuple[dict, list[str]]:
-    """The fields of a line, and its filepaths. InputError where it is no piece."""
+def parse_line(line: bytes) -> tuple[dict[str, object], list[str]]:
+    """Parses a line of a JSONL.
+
+    Returns:
+        The fields of the line, and the paths in its `filepaths`.
+
+    Raises:
+        InputError: the line is not a JSON object, or its `filepaths` is not a list of strings.
+    """
     try:
         fields = json.loads(line)
     except ValueError as error:
@@ -116,28 +164,62 @@ def parse_line(line: bytes) -> tuple[dict, list[str]]:
 
 
 def find_file(path: Path, finder: shards.Finder) -> shards.File:
-    """The file at a path. InputError where there is none, or nothing in it."""
+    """Finds the file at a path.
+
+    Raises:
+        InputError: there is no file, it is empty, or it lies in a shard that cannot be read.
+    """
     file = finder.find(path)
     if file is None or not file.size:
         raise InputError(f"expected music in {show(path)}, got {'no file' if file is None else 'an empty file'}")
     return file
 
 
+def _find_files(
+    names: Sequence[str], suffixes: Sequence[str], find: Callable[[str], shards.File], problems: list[str]
+) -> tuple[shards.File, ...]:
+    """The files with one of the suffixes, at least one; `problems` receives what is wrong with the others."""
+    files, bad = [], []
+    for name in names:
+        if Path(name).suffix.lower() in suffixes:
+            try:
+                files.append(find(name))
+            except InputError as error:
+                bad.append(str(error))
+    if not files:
+        raise InputError("; ".join(bad) or f"expected {' or '.join(suffixes)} files in filepaths, got {names}")
+    problems += bad
+    return tuple(files)
+
+
 def _check_features(file: shards.File, audio_size: int) -> None:
-    """InputError unless the header is that of an array that a training on audio can read."""
+    """Checks that the header is that of an array that a training on audio can read."""
     try:
         check_mert_shape(stated_shape(file.read(HEAD_BYTES), file.size), audio_size)
     except (OSError, InputError) as error:
         raise InputError(f"{show(file.path)}: {describe(error)}") from error
 
 
-def _names(modality: str) -> str:
-    return " or ".join(SUFFIXES[modality])
+def _line_id(fields: Mapping[str, object], number: int) -> str:
+    name = fields.get("id")
+    return f"line {number}" if name is None else str(name)
 
 
-def split_items(items: Sequence, share: float, seed: int) -> tuple[list, list]:
-    """Items (dicts with an id) to train and to evaluate on: a share of the ids, at least one, is held out."""
-    ids = sorted({item["id"] for item in items})
+def split_pieces(pieces: Sequence[Piece], share: float, seed: int) -> tuple[list[Piece], list[Piece]]:
+    """Splits pieces at random into those to train on and those to evaluate on.
+
+    Args:
+        pieces: at least two ids among them.
+        share: of the ids that are held out for evaluation, between 0 and 1; at least one id is.
+        seed: of the drawing.
+
+    Returns:
+        The pieces to train on and the ones held out, both in the order of `pieces`.
+
+    Raises:
+        InputError: there are fewer than two ids, or the share is not between 0 and 1.
+    """
+    ids = sorted({piece.id for piece in pieces})
     if not 0 < share < 1 or len(ids) < 2:
         raise InputError(
             f"cannot hold out {share} of {len(ids)} pieces for evaluation: name evaluation data, "
@@ -145,13 +227,43 @@ def split_items(items: Sequence, share: float, seed: int) -> tuple[list, list]:
         )
     random.Random(seed).shuffle(ids)
     held_out = set(ids[: min(max(1, round(share * len(ids))), len(ids) - 1)])
-    sides = [], []
-    for item in items:
-        sides[item["id"] in held_out].append(item)
-    return sides
+    training = [piece for piece in pieces if piece.id not in held_out]
+    evaluation = [piece for piece in pieces if piece.id in held_out]
+    return training, evaluation
 
 
-def evaluation_lines(piece: dict) -> list[str]:
-    """The lines of `analysis`, or else those of all the piece's fields, or else of a translation."""
-    sources = ({"analysis": piece.get("analysis")}, describing_fields(piece), *translations(piece))
-    return next((lines for lines in map(text_lines, sources) if lines), [])
+# ------------------------------------------------------------------------------------ texts of a line
+
+
+def text_lines(fields: Mapping[str, object]) -> list[str]:
+    """Returns the distinct non-empty lines of all fields, in order.
+
+    Args:
+        fields: strings, numbers, lists of these, or None, by name.
+    """
+    lines: dict[str, None] = {}
+    for value in fields.values():
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if text is not None:
+                lines.update(dict.fromkeys(line.strip() for line in str(text).split("\n")))
+    return [line for line in lines if line]
+
+
+def describing_fields(fields: Mapping[str, object]) -> dict[str, object]:
+    """Returns the fields that describe a piece in its own language."""
+    return {name: value for name, value in fields.items() if name not in NOT_TEXT}
+
+
+def translations(fields: Mapping[str, object]) -> list[Mapping[str, object]]:
+    """Returns the translations of the fields; `translations` holds None, one object, or a list of them."""
+    value = fields.get("translations")
+    values = value if isinstance(value, list) else [value]
+    return [translation for translation in values if isinstance(translation, Mapping)]
+
+
+def evaluation_lines(fields: Mapping[str, object]) -> list[str]:
+    """Returns the lines of `analysis`, or else those of all describing fields, or else those of a translation."""
+    for source in ({"analysis": fields.get("analysis")}, describing_fields(fields), *translations(fields)):
+        if lines := text_lines(source):
+            return lines
+    return []

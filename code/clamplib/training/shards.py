@@ -1,13 +1,12 @@
-"""Bytes of training files by path: of files of their own, or of members of shards.
+"""Reads training files by path, from the disk or from shards.
 
 A shard is an uncompressed tar, and a path goes through it as through a folder: `packed/shard-00000.tar/a.abc`.
-Millions of small files are slow to list, to copy and to keep; a tar holds them in one, and every tool makes one,
-lists it and unpacks it (`tar cf scores.tar scores`); WebDataset streams the same files. Its members lie in it
-byte by byte, so one walk over its headers tells all sizes before anything is read, and then an item is one read
-at its offset, in any order: batches of similar length and exact resuming need just that, which a stream does not
-give. (safetensors holds tensors, and a score is text.)
+Millions of small files are slow to list and to copy. A tar keeps them in one file, every system can make, list and
+unpack it (`tar cf scores.tar scores`), and WebDataset streams it. One pass over its headers gives the size and the
+place of every member; then each item is one read, in any order. Batches of similar length and exact resuming need
+that order, which a stream does not give. (safetensors holds tensors, and a score is text.)
 
-Nothing is unpacked: a member's name is only compared, never a path on the disk.
+Nothing is unpacked: the name of a member is compared, and never used as a path on the disk.
 """
 
 import os
@@ -29,15 +28,27 @@ BLOCK = 512  # bytes: a tar is made of blocks of this size
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of its own, or a member of a shard; it can be sent to other processes."""
+    """A file on the disk or a member of a shard. It can be sent to other processes.
 
-    path: Path  # of a member: the shard's, with the member's name behind
-    size: int  # bytes
+    Attributes:
+        path: the path on the disk; of a member, the path of the shard followed by the member's name.
+        size: in bytes.
+        shard: the shard of a member, else None.
+        offset: of a member in its shard, in bytes.
+    """
+
+    path: Path
+    size: int
     shard: Path | None = None
-    offset: int = 0  # of a member, in its shard
+    offset: int = 0
 
     def read(self, count: int | None = None) -> bytes:
-        """All bytes, or the first `count`. InputError where the shard has lost them."""
+        """Reads all bytes, or the first `count`.
+
+        Raises:
+            InputError: the shard was cut after its headers were read.
+            OSError: the file or the shard cannot be read.
+        """
         if self.shard is None:
             with open(self.path, "rb") as file:
                 return file.read(count)
@@ -49,7 +60,7 @@ class File:
 
 
 class _OpenShard:
-    """A shard kept open. Reads name their place, so a process and those that it forks do not disturb each other."""
+    """An open shard. Each read states its offset, so that forked processes can share the descriptor."""
 
     def __init__(self, path: Path):
         self._descriptor = os.open(path, os.O_RDONLY)
@@ -63,13 +74,20 @@ _open = lru_cache(maxsize=OPEN_SHARDS)(_OpenShard)  # each process has its own
 
 
 class Finder:
-    """Finds files by their paths; a shard's headers are read once, when the first of its members is asked for."""
+    """Finds files by their paths. The headers of a shard are read once, when its first member is asked for."""
 
     def __init__(self) -> None:
         self._shards: dict[str, dict[str, tuple] | InputError] = {}
 
     def find(self, path: Path) -> File | None:
-        """The file at a path, or None. InputError where the path goes through a shard that cannot be read."""
+        """Finds the file at a path.
+
+        Returns:
+            The file, or None where there is none.
+
+        Raises:
+            InputError: the path leads through a shard that cannot be read.
+        """
         name = path.as_posix()
         for place in re.finditer(rf"{re.escape(SUFFIX)}/", name):
             shard, member = name[: place.end() - 1], name[place.end() :]
@@ -77,7 +95,7 @@ class Finder:
                 return File(path, *found)
         try:
             status = path.stat()
-        except (OSError, ValueError):  # not there, or no name that a file could have
+        except (OSError, ValueError):  # it does not exist, or no file can have this name
             return None
         return File(path, status.st_size) if stat.S_ISREG(status.st_mode) else None
 
@@ -94,18 +112,25 @@ class Finder:
 
 
 def members(shard: str | Path) -> dict[str, File]:
-    """All files in a shard by their names in it. InputError where it cannot be read."""
+    """Lists the files in a shard.
+
+    Returns:
+        The files by their names in the shard. Where a name occurs twice, the later member counts, as in unpacking.
+
+    Raises:
+        InputError: the shard cannot be read, is compressed or cut, or holds a link.
+    """
     shard = Path(shard)
     return {name: File(shard / name, *found) for name, found in _read_headers(shard).items()}
 
 
 def _read_headers(shard: Path) -> dict[str, tuple[int, Path, int]]:
-    """Size, shard and offset of every member; where a name comes twice the later one counts, as in unpacking."""
+    """Size, shard and offset of every member."""
     found = {}
     try:
         with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # else it keeps all that it has read
+                tar.members.clear()  # else it keeps the headers of all members
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
@@ -113,7 +138,7 @@ def _read_headers(shard: Path) -> dict[str, tuple[int, Path, int]]:
                     raise tarfile.ReadError(f"{member.name} is a link or the like; {advice}")
                 found[posixpath.normpath(member.name).lstrip("/")] = member.size, shard, member.offset_data
             file.seek(tar.offset)
-            if file.read(BLOCK) != bytes(BLOCK):  # else a broken header would pass for the end
+            if file.read(BLOCK) != bytes(BLOCK):  # tarfile takes a broken header for the end
                 raise tarfile.ReadError("there is no end mark after its last member: it was cut or broken")
     except (OSError, tarfile.TarError) as error:
         raise InputError(f"{show(shard)}: expected an uncompressed tar of files ({error})") from error

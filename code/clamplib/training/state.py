@@ -1,8 +1,8 @@
-"""How to train, and the state of a training: model, optimizer, schedule and progress, saved and resumed.
+"""How to train; the state of a training, saved and resumed; and its curves on wandb.
 
-Files, beside each other: NAME.pth is the epoch with the lowest evaluation loss, NAME_N.pth every few epochs,
-and NAME_latest.pth the state to go on from. Each has the published entries: model, optimizer, lr_sched,
-epoch, best_epoch, min_eval_loss, and modality for CLaMP 3.
+The checkpoints lie beside each other: NAME.pth is the epoch with the lowest evaluation loss, NAME_N.pth is kept every
+few epochs, and NAME_latest.pth is the state from which training resumes. Each has the published entries model,
+optimizer, lr_sched, epoch, best_epoch and min_eval_loss, and for CLaMP 3 modality.
 """
 
 import logging
@@ -27,11 +27,28 @@ SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """How to train, apart from the data and the objective.
 
-    `stage` goes into the checkpoints, such as {"modality": "symbolic"}: training goes on from a checkpoint of
-    the same stage, and takes the weights alone from one of another.
+    Attributes:
+        weights_path: of the best epoch, a .pth; the other checkpoints lie beside it.
+        logs_path: a text file that gets one line per epoch.
+        epochs: how many to train in all.
+        learning_rate: after the warm-up.
+        warmup_steps: over which the learning rate rises from 0.
+        schedule: of the learning rate after that, "constant", or "cosine" down to 0.
+        weight_decay: of AdamW.
+        gradient_clip: the largest norm of the gradient; 0 for any.
+        precision: "bf16", "fp16" (with scaled gradients), "float32", or "auto": bf16 on CUDA, else float32.
+        deterministic: only deterministic cuDNN kernels.
+        load_checkpoint: resumes from a checkpoint, if there is one.
+        save_every: epochs between the checkpoints that are kept; 0 for none.
+        seed: of the dropout.
+        stage: goes into the checkpoints, such as {"modality": "symbolic"}. Training resumes from a checkpoint of the
+            same stage, and takes only the weights from one of another stage.
+
+    Raises:
+        ValueError: an unknown precision or schedule.
     """
 
     weights_path: Path
@@ -57,20 +74,33 @@ class Recipe:
 
     @property
     def latest_path(self) -> Path:
+        """The checkpoint from which training resumes."""
         return self.weights_path.with_stem(f"{self.weights_path.stem}_latest")
 
-    def checkpoint(self) -> Path | None:
-        """What to go on from: the latest state, else the best one (a published one, say), if there is any."""
-        paths = [path for path in (self.latest_path, self.weights_path) if path.is_file()]
-        return paths[0] if paths and self.load_checkpoint else None
-
     def epoch_path(self, epoch: int) -> Path:
+        """Returns the path of the checkpoint that is kept of an epoch."""
         return self.weights_path.with_stem(f"{self.weights_path.stem}_{epoch}")
+
+    def checkpoint(self) -> Path | None:
+        """Returns the checkpoint to resume from: the latest state, or the best one (such as a published one)."""
+        if self.load_checkpoint:
+            for path in (self.latest_path, self.weights_path):
+                if path.is_file():
+                    return path
+        return None
 
 
 @dataclass
 class Progress:
-    """How far training is: `epoch` epochs done, and `step` steps of the next one with their `loss_sum`."""
+    """How far a training is.
+
+    Attributes:
+        epoch: how many epochs are done.
+        best_epoch: the one with the lowest evaluation loss, counted from 1.
+        min_eval_loss: its evaluation loss.
+        step: how many steps of the next epoch are done.
+        loss_sum: the sum of their losses.
+    """
 
     epoch: int = 0
     best_epoch: int = 0
@@ -80,25 +110,42 @@ class Progress:
 
 
 class TrainingState:
-    """Model, optimizer, schedule and gradient scaler, and their checkpoints."""
+    """A model, its optimizer, schedule and gradient scaler, and their checkpoints.
 
-    def __init__(self, model: nn.Module, recipe: Recipe, steps_an_epoch: int, device: torch.device):
-        self.model, self.recipe, self.device = model, recipe, device
-        # All parameters, also the frozen ones, which get no gradient: so it is in the published files.
+    Attributes:
+        progress: how far the training is; the loop updates it.
+
+    Args:
+        model: on its device.
+        recipe: how to train it.
+        steps_per_epoch: the number of training batches.
+        device: of the model.
+    """
+
+    def __init__(self, model: nn.Module, recipe: TrainingRecipe, steps_per_epoch: int, device: torch.device):
+        self.model = model
+        self.recipe = recipe
+        self.device = device
+        self.progress = Progress()
+        # All parameters, as in the published files; frozen ones get no gradient.
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        factor = learning_rate_factor(recipe, recipe.epochs * steps_an_epoch)
+        factor = learning_rate_factor(recipe, recipe.epochs * steps_per_epoch)
         self.scheduler = LambdaLR(self.optimizer, factor)
         automatic = "bf16" if device.type == "cuda" else "float32"
         self.dtype = PRECISIONS[automatic if recipe.precision == "auto" else recipe.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     def autocast(self) -> torch.autocast:
+        """Returns a context in which the model computes in the recipe's precision."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def step(self, loss: torch.Tensor) -> None:
-        """One step of optimizer and schedule."""
+        """Takes one step of the optimizer and of the schedule.
+
+        Where fp16 gradients overflow, it takes none and only lowers their scale.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.recipe.gradient_clip:
@@ -107,11 +154,11 @@ class TrainingState:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.get_scale() >= scale:  # a smaller scale: the gradients overflowed, no step was taken
+        if self.scaler.get_scale() >= scale:  # a lower scale means that the gradients overflowed
             self.scheduler.step()
 
-    def save(self, path: Path, progress: Progress) -> None:
-        """Writes a checkpoint; all processes call this, the first one writes, the others wait for it."""
+    def save(self, path: Path) -> None:
+        """Writes a checkpoint. All processes call this; the first one writes, and the others wait for it."""
         if distributed.rank() == 0:
             entries = {
                 "model": self.model.state_dict(),
@@ -119,46 +166,56 @@ class TrainingState:
                 "lr_sched": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }
-            save_checkpoint(path, {**entries, **vars(progress), **self.recipe.stage})
+            save_checkpoint(path, {**entries, **vars(self.progress), **self.recipe.stage})
         distributed.wait()
 
-    def resume(self) -> Progress:
-        """Goes on from the recipe's checkpoint, if there is one."""
+    def resume(self) -> None:
+        """Resumes from the recipe's checkpoint, if there is one.
+
+        Raises:
+            InputError: the checkpoint is damaged, is of another geometry, or has only weights.
+        """
         path = self.recipe.checkpoint()
         if path is None:
-            return Progress()
+            return
         found = load_checkpoint(path)
         stage = self.recipe.stage
         differing = sorted(name for name in stage if found.get(name, stage[name]) != stage[name])
         if differing:
             self._begin_stage(differing)
-            return Progress()
+            return
         load_weights(self.model, found["model"], path)
         try:
             self.optimizer.load_state_dict(found["optimizer"])
             self.scheduler.load_state_dict({"lr_lambdas": [None], **found["lr_sched"]})
             if found.get("scaler"):
                 self.scaler.load_state_dict(found["scaler"])
-            progress = Progress(**{name: found[name] for name in vars(Progress()) if name in found})
+            self.progress = Progress(**{name: found[name] for name in vars(Progress()) if name in found})
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"{path}: expected a checkpoint to go on from, with optimizer and lr_sched ({error}). "
                 "Move it away, or set LOAD_CKPT to False."
             ) from error
+        done = f"{self.progress.epoch} epochs and {self.progress.step} steps are done"
         rate = self.scheduler.base_lrs[0]
-        done = f"{progress.epoch} epochs and {progress.step} steps are done, learning rate {rate:g} as it was"
-        logger.info("Going on from %s: %s.", path, done)
-        return progress
+        logger.info("Going on from %s: %s, learning rate %g as it was.", path, done, rate)
 
     def _begin_stage(self, differing: list[str]) -> None:
-        """Takes the best weights of the stage before."""
+        """Takes the best weights of the previous stage."""
         best = self.recipe.weights_path
         path = best if best.is_file() else self.recipe.latest_path
         load_weights(self.model, fit_positions(load_checkpoint(path)["model"], self.model), path)
         logger.info("Weights from %s; a new stage begins, its %s differing.", path, ", ".join(differing))
 
 
-def learning_rate_factor(recipe: Recipe, steps: int) -> Callable[[int], float]:
+def learning_rate_factor(recipe: TrainingRecipe, steps: int) -> Callable[[int], float]:
+    """Makes the schedule: a function of the step that gives a factor of the learning rate, from 0 to 1.
+
+    Args:
+        recipe: has the schedule and its warm-up.
+        steps: of the whole training.
+    """
+
     def factor(step: int) -> float:
         if step < recipe.warmup_steps:
             return step / recipe.warmup_steps
@@ -173,10 +230,20 @@ def learning_rate_factor(recipe: Recipe, steps: int) -> Callable[[int], float]:
 def start_curves(
     *, project: str, name: str, settings: dict, key: str = "", wanted: bool = True
 ) -> Callable[[dict], None] | None:
-    """A function that takes the numbers of an epoch to wandb, or None, with the reason in a warning.
+    """Starts a run on wandb, if that is wanted and possible.
 
-    Without a key (an argument, or WANDB_API_KEY) nothing is sent; with WANDB_MODE=offline no key is needed
-    and the curves stay in the folder wandb/. A key that wandb refuses, a placeholder say, is only warned of.
+    Without a key nothing is sent. With WANDB_MODE=offline no key is needed, and the curves stay in the folder wandb/.
+
+    Args:
+        project: of the run.
+        name: of the run.
+        settings: kept with the run.
+        key: of the account; else that of the environment variable WANDB_API_KEY.
+        wanted: False does nothing.
+
+    Returns:
+        A function that sends the numbers of an epoch, or None. A warning says why there is none, such as a key that
+        wandb refuses.
     """
     if not wanted:
         return None
@@ -191,7 +258,7 @@ def start_curves(
         if not offline:
             wandb.login(key=key, verify=True)
         run = wandb.init(project=project, name=name, config=settings)
-    except Exception as error:  # whatever goes wrong here is no reason not to train
+    except Exception as error:  # no failure of wandb is a reason not to train
         logger.warning("no curves on wandb: %s: %s", type(error).__name__, error)
         return None
     return lambda numbers: run.log(numbers, step=numbers["epoch"])
