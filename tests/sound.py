@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import av
+import mido
 import numpy as np
 
 
@@ -27,4 +28,16 @@ def write(path: Path, sound: np.ndarray, rate: int, codec: str, form: str | None
         for part in [*convert.resample(frame), None]:
             for packet in stream.encode(part):
                 container.mux(packet)
+    return path
+
+
+def midi_file(path, notes=((69, 480),), tempo=500_000, lead=0, program=73):
+    """Writes a MIDI file of one voice: (pitch, ticks) in turn, 480 ticks per beat, after `lead` ticks of silence."""
+    track = mido.MidiTrack(
+        [mido.MetaMessage("set_tempo", tempo=tempo), mido.Message("program_change", program=program)]
+    )
+    for number, (pitch, ticks) in enumerate(notes):
+        track.append(mido.Message("note_on", note=pitch, velocity=90, time=0 if number else lead))
+        track.append(mido.Message("note_on", note=pitch, velocity=0, time=ticks))
+    mido.MidiFile(ticks_per_beat=480, tracks=[track]).save(path)
     return path

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from clamplib.app.maps import LABELS, OTHER, draw_html, draw_png, pca, pca_axes, project
+from clamplib.app.maps import MAX_LABELS, OTHER, draw_html, draw_png, pca, pca_axes, project
 from clamplib.files import InputError
 
 HOSTILE = "</script><script>document.title = 'broken out'</script><!-- & \"'\u2028"
@@ -16,7 +16,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 @pytest.fixture
 def one_thread():
-    """Of few points, several threads make slow work where other processes run beside."""
+    """One thread: with few points, several are slow while other processes run."""
     with pytest.importorskip("threadpoolctl").threadpool_limits(1):
         yield
 
@@ -34,13 +34,13 @@ def two_clusters(each=8):
 
 
 def gap(points):
-    """The least distance between the clusters, over the greatest within one."""
+    """The smallest distance between the clusters, divided by the largest within one."""
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     half = len(points) // 2
     return distances[:half, half:].min() / max(distances[:half, :half].max(), distances[half:, half:].max())
 
 
-def test_pca_is_the_svd_of_the_centerd_directions():
+def test_pca_is_the_svd_of_the_centered_directions():
     x = vectors()
     directions = x / np.linalg.norm(x, axis=1, keepdims=True)
     left, values, _ = np.linalg.svd(directions - directions.mean(0), full_matrices=False)
@@ -53,7 +53,7 @@ def test_pca_is_the_svd_of_the_centerd_directions():
     assert (project(x) == points).all()
 
 
-def test_pca_sees_directions_alone_and_keeps_its_signs():
+def test_pca_ignores_lengths_and_keeps_its_signs():
     x = vectors()
     points, _ = pca(x)
     lengths = np.random.default_rng(1).uniform(0.1, 10, (20, 1)).astype(np.float32)
@@ -62,7 +62,7 @@ def test_pca_sees_directions_alone_and_keeps_its_signs():
     np.testing.assert_allclose(pca(x[order])[0], points[order], atol=1e-5)
 
 
-def test_pca_of_turned_vectors_is_the_same_up_to_signs():
+def test_pca_of_rotated_vectors_is_the_same_up_to_signs():
     x = vectors()
     turn = np.linalg.qr(vectors(8, 8, seed=1))[0]
     np.testing.assert_allclose(np.abs(pca(x @ turn)[0]), np.abs(pca(x)[0]), atol=1e-5)
@@ -89,13 +89,13 @@ def test_pca_of_few_and_of_equal_vectors(count):
 
 
 @pytest.mark.parametrize("method", ["tsne", "umap"])
-def test_too_few_directions_for_the_others(method):
+def test_too_few_directions_for_tsne_and_umap(method):
     for few in (vectors(3), np.tile(vectors(3), (10, 1)), np.ones((20, 4), np.float32)):
         with pytest.raises(InputError, match=f"at least 4 different directions for {method}, got [13] in .* pca"):
             project(few, method)
 
 
-def test_bad_arguments():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="pca, tsne or umap, got 'mds'"):
         project(vectors(), "mds")
     with pytest.raises(ValueError, match=r"\[N, D\].* got shape \[0, 4\]"):
@@ -103,13 +103,13 @@ def test_bad_arguments():
 
 
 @pytest.mark.parametrize(("method", "module"), [("tsne", "sklearn.manifold"), ("umap", "umap")])
-def test_without_the_library(monkeypatch, method, module):
+def test_a_missing_package_is_named(monkeypatch, method, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r'pip install "clamplib\[maps\]"'):
+    with pytest.raises(ImportError, match=r'pip install -c constraints.txt -e "\.\[maps\]"'):
         project(vectors(), method)
 
 
-@pytest.mark.parametrize("method", ["tsne", pytest.param("umap", marks=pytest.mark.slow)])  # it compiles itself
+@pytest.mark.parametrize("method", ["tsne", pytest.param("umap", marks=pytest.mark.slow)])  # UMAP compiles itself
 @pytest.mark.usefixtures("one_thread")
 def test_neighbors_stay_neighbors(method):
     x = two_clusters()
@@ -127,7 +127,7 @@ def test_neighbors_stay_neighbors(method):
         assert points.shape == (len(odd), 2) and np.isfinite(points).all()
 
 
-def test_png(tmp_path):
+def test_a_map_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib.image import imread
 
@@ -141,26 +141,26 @@ def test_png(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["map.png"]
 
 
-def test_png_of_one_point_and_of_many_labels(tmp_path):
+def test_a_picture_of_one_point_and_of_many_labels(tmp_path):
     pytest.importorskip("matplotlib")
     draw_png(np.zeros((1, 2)), tmp_path / "one.png")
     draw_png(vectors(90, 2), tmp_path / "many.svg", labels=[f"label {i % 30:02d}" for i in range(90)])
     text = (tmp_path / "many.svg").read_text()
-    assert text.count("<!-- label ") == LABELS and f"<!-- {OTHER} -->" in text
+    assert text.count("<!-- label ") == MAX_LABELS and f"<!-- {OTHER} -->" in text
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
     with pytest.raises(InputError, match="map.txt: expected the name of a picture"):
         draw_png(vectors(3, 2), tmp_path / "map.txt")
 
 
-def test_without_matplotlib(tmp_path, monkeypatch):
+def test_missing_matplotlib_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'pip install "clamplib\[maps\]"'):
+    with pytest.raises(ImportError, match=r'pip install -c constraints.txt -e "\.\[maps\]"'):
         draw_png(vectors(3, 2), tmp_path / "map.png")
     assert not list(tmp_path.iterdir())
 
 
 class Page(HTMLParser):
-    """What a browser would see: the tags, their attributes, and the text of each script."""
+    """A page as a browser parses it: the tags, their attributes, and the text of each script."""
 
     def __init__(self, text):
         super().__init__()
@@ -179,7 +179,7 @@ class Page(HTMLParser):
             self.scripts[-1] += data
 
 
-def test_page_holds_everything_and_asks_for_nothing(tmp_path):
+def test_a_map_is_a_page_that_needs_no_other_file(tmp_path):
     titles = ["Planxty", HOSTILE, "慢板", '"DATA"', "a\nb\ud800"]
     labels = ["air", "jig", HOSTILE, None, "jig"]
     path = tmp_path / "new" / "map.html"
@@ -190,16 +190,16 @@ def test_page_holds_everything_and_asks_for_nothing(tmp_path):
     assert "http://" not in text and "https://" not in text and "//cdn" not in text
     page = Page(text)
     assert not {name for name, _ in page.attributes} & {"src", "href"} and page.tags.count("link") == 0
-    assert len(page.scripts) == 2  # the data and the code: no title began a third
+    assert len(page.scripts) == 2  # the data and the code: no title has begun a third
     data = json.loads(page.scripts[0])
-    titles[4] = "a\nb?"  # a byte of a file name that is no UTF-8
+    titles[4] = "a\nb?"  # a byte of a file name that is not UTF-8
     assert data["titles"] == titles and data["details"] == titles and data["title"] == HOSTILE
     assert data["labels"][0] == "jig" and [data["labels"][i] for i in data["label"]] == [*labels[:3], "no label", "jig"]
     assert [data["modalities"][i] for i in data["modality"]] == list("abcab")
     assert [file.name for file in path.parent.iterdir()] == ["map.html"]
 
 
-def test_page_keeps_proportions(tmp_path):
+def test_the_page_keeps_proportions(tmp_path):
     draw_html(np.array([[1, 5], [3, 5], [1, 6]]), tmp_path / "map.html", titles=["a", "b", "c"])
     data = json.loads(Page((tmp_path / "map.html").read_text()).scripts[0])
     assert data["points"] == [[0, 0], [1, 0], [0, 0.5]]
@@ -208,7 +208,7 @@ def test_page_keeps_proportions(tmp_path):
 @pytest.mark.parametrize(
     ("points", "titles", "message"),
     [
-        (np.zeros((2, 2)), ["a"], "one each of titles for 2 points, got 1"),
+        (np.zeros((2, 2)), ["a"], "expected 2 titles, one per point, got 1"),
         (np.full((1, 2), np.nan), ["a"], "finite points"),
         (np.zeros((2, 3)), ["a", "b"], r"got shape \[2, 3\]"),
         (np.zeros((0, 2)), [], "at least one"),
@@ -220,7 +220,7 @@ def test_bad_points_leave_no_page(tmp_path, points, titles, message):
     assert not list(tmp_path.iterdir())
 
 
-# Acts as a reader would, and writes what there is to see where the test finds it.
+# Acts as a reader would, and stores what it sees in attributes that the test reads.
 READER = """
 <script>
 addEventListener("error", (event) => seen("error", event.message));
@@ -254,9 +254,9 @@ setTimeout(() => {
 """
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 @pytest.mark.slow
-def test_page_in_a_browser(tmp_path):
+def test_the_page_in_a_browser(tmp_path):
     path = tmp_path / "map.html"
     titles = ["Plánxty Eleanor", "Planxty Irwin", "<b>Gavotte</b>"]
     draw_html(

@@ -1,57 +1,38 @@
-import asyncio
 import io
 import os
 import re
 import shutil
 import socket
 import threading
-import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-import mido
 import numpy as np
 import pytest
-from sound import sine, write
+from sound import midi_file, sine, write
 
-pytest.importorskip("starlette", reason="the search page is the extra clamplib[web]")
-pytest.importorskip("uvicorn", reason="the search page is the extra clamplib[web]")
+pytest.importorskip("starlette", reason="starlette or uvicorn is not installed: extra web")
+pytest.importorskip("uvicorn", reason="starlette or uvicorn is not installed: extra web")
 import soundfile
 import uvicorn
-import verovio
 from PIL import Image
 from starlette.testclient import TestClient
 
 from clamplib.app import web
-from clamplib.app.previews import Previews, draw_roll, engrave, play
 from clamplib.embedding.captions import open_image
-from clamplib.embedding.collections import Library, embed_library, find_sources
+from clamplib.embedding.collections import Collection, embed_sources, find_sources
 from clamplib.embedding.encoder import CLaMP3Encoder
 from clamplib.files import InputError
-from clamplib.formats.notation import abc_to_xml, interleave, xml_to_abc
-from clamplib.formats.score_files import title
+from clamplib.formats.notation import abc_to_xml
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HERE = "http://127.0.0.1:8642"
 TITLE = "<script>document.title = 'broken out'</script>&amp;"
 REEL = "X:1\nT:{}\nM:4/4\nL:1/8\nK:D\n" + "dfaf gfed|cdef gfed|dfaf gfed|cABc d4|\n" * 2
-KERN = "!!!OTL: A scale\n**kern\n*clefG2\n*k[]\n*M4/4\n=1\n4c\n4d\n4e\n4f\n=2\n1g\n==\n*-\n"
 OUTSIDE = "outside.mid"
 CAPTION = "a man playing a piano"
-
-
-def midi_file(path, notes=((69, 480),), tempo=500_000, lead=0, program=73):
-    """One voice: (pitch, ticks) one after the other, at 480 ticks a beat."""
-    track = mido.MidiTrack(
-        [mido.MetaMessage("set_tempo", tempo=tempo), mido.Message("program_change", program=program)]
-    )
-    for number, (pitch, ticks) in enumerate(notes):
-        track.append(mido.Message("note_on", note=pitch, velocity=90, time=0 if number else lead))
-        track.append(mido.Message("note_on", note=pitch, velocity=0, time=ticks))
-    mido.MidiFile(ticks_per_beat=480, tracks=[track]).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +42,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A collection of each kind, with a link that leads out of it."""
+    """A folder of sources of each kind, with a link that leads out of it."""
     parent = tmp_path_factory.mktemp("web")
     folder = parent / "music"
     (folder / "sub").mkdir(parents=True)
@@ -77,27 +58,27 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def library(encoder, folder):
-    library = embed_library(encoder, find_sources(folder), workers=1, progress=False)
-    assert not library.failures and len(library) == 8
-    return library
+def collection(encoder, folder):
+    collection = embed_sources(encoder, find_sources(folder), workers=1, progress=False)
+    assert not collection.failures and len(collection) == 8
+    return collection
 
 
 @pytest.fixture(scope="module")
-def client(encoder, library, folder):
-    with TestClient(web.create_app(encoder, library, folder), base_url=HERE) as client:
+def client(encoder, collection, folder):
+    with TestClient(web.create_app(encoder, collection, folder), base_url=HERE) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def addresses(library, folder):
-    """What each source of the library is called in links."""
-    return [str(source).removeprefix(f"{folder}/") for source in library.sources]
+def addresses(collection, folder):
+    """The address of each source of the collection."""
+    return [str(source).removeprefix(f"{folder}/") for source in collection.sources]
 
 
 @pytest.fixture(scope="module")
-def seeing(folder):
-    """An encoder to which every image shows the same."""
+def captioning(folder):
+    """An encoder that gives every image the same caption."""
     encoder = CLaMP3Encoder.from_pretrained("mini", device="cpu", captioner="a folder")
     encoder._captioner = lambda images: [CAPTION for image in images if open_image(image)]
     return encoder
@@ -123,18 +104,18 @@ def refusal(response, status):
     return response.json()["error"]
 
 
-def check_closest(results, vector, library, addresses, left_out=()):
-    """All but those, and in order of their cosine with the vector."""
-    similarities = dict(zip(addresses, library.matrix @ (vector / np.linalg.norm(vector)), strict=True))
+def check_closest(results, vector, collection, addresses, left_out=()):
+    """Checks that the results are all sources but those left out, in the order of their cosine with the vector."""
+    similarities = dict(zip(addresses, collection.matrix @ (vector / np.linalg.norm(vector)), strict=True))
     expected = sorted(similarities.keys() - set(left_out), key=lambda a: (-similarities[a], addresses.index(a)))
     assert [address for address, _ in results] == expected
     values = [similarities[address] for address in expected]
     np.testing.assert_allclose([value for _, value in results], values, atol=1e-4)
 
 
-def test_a_text_finds_the_closest(client, encoder, library, addresses):
+def test_a_text_finds_the_closest(client, encoder, collection, addresses):
     vector = encoder.encode("a lively reel")
-    check_closest(found(client.get("/api/search?q=a+lively+reel")), vector, library, addresses)
+    check_closest(found(client.get("/api/search?q=a+lively+reel")), vector, collection, addresses)
     assert (
         found(client.get("/api/search?q=a+lively+reel&top_k=2")) == found(client.get("/api/search?q=a lively reel"))[:2]
     )
@@ -144,9 +125,9 @@ def test_a_text_finds_the_closest(client, encoder, library, addresses):
 
 
 @pytest.mark.parametrize("address", ["scale.mid", "book.abc#2", "sub/air.musicxml"])
-def test_more_like_this_compares_the_stored_vectors_and_leaves_itself_out(client, library, addresses, address):
+def test_similar_sources_leave_out_the_source_itself(client, collection, addresses, address):
     answer = client.get(at("similar", address))
-    check_closest(found(answer), library.vectors[addresses.index(address)], library, addresses, [address])
+    check_closest(found(answer), collection.features.raw[addresses.index(address)], collection, addresses, [address])
     assert answer.json()["query"]["item"]["address"] == address and answer.json()["total"] == 7
 
 
@@ -158,8 +139,8 @@ def test_links_hold_when_other_files_come_and_go(encoder, tmp_path):
     (tmp_path / "e.abc").write_text(book)
     before, after = {}, {}
     for files in (before, after):
-        library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
-        with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
+        collection = embed_sources(encoder, find_sources(tmp_path), workers=1, progress=False)
+        with TestClient(web.create_app(encoder, collection, tmp_path), base_url=HERE) as client:
             items = client.get("/api/search?q=a").json()["results"]
             files |= {item["address"]: item["file"] for item in items}
             assert client.get(files["b & c.txt"]).text == "the words of b & c.txt"
@@ -168,21 +149,21 @@ def test_links_hold_when_other_files_come_and_go(encoder, tmp_path):
                 (tmp_path / "a.txt").write_text("another")
                 (tmp_path / "sub/d#2.txt").unlink()
             else:
-                assert "search for it anew" in refusal(client.get(before["sub/d#2.txt"]), 404)
+                assert "search for it again" in refusal(client.get(before["sub/d#2.txt"]), 404)
     assert set(before) - set(after) == {"sub/d#2.txt"} and set(after) - set(before) == {"a.txt"}
     assert {address: after.get(address) for address in before if address in after}.items() <= before.items()
 
 
 def test_the_folder_may_be_a_file(encoder, folder):
     path = folder / "book.abc"
-    library = embed_library(encoder, find_sources(path), workers=1, progress=False)
-    with TestClient(web.create_app(encoder, library, path), base_url=HERE) as client:
+    collection = embed_sources(encoder, find_sources(path), workers=1, progress=False)
+    with TestClient(web.create_app(encoder, collection, path), base_url=HERE) as client:
         assert {address for address, _ in found(client.get("/api/search?q=a"))} == {"book.abc#1", "book.abc#2"}
         assert client.get(at("file", "book.abc#2")).content == path.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["reel.abc", "scale.mid", "tone.wav", "air.txt"])
-def test_an_uploaded_file_finds_itself_and_stays_nowhere(client, folder, name, tmp_path, monkeypatch):
+def test_an_uploaded_file_finds_itself_and_is_not_kept(client, folder, name, tmp_path, monkeypatch):
     before = sorted(folder.rglob("*"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     answer = client.post("/api/search?top_k=1", files={"file": (name.upper(), (folder / name).read_bytes())})
@@ -198,26 +179,26 @@ def test_an_uploaded_file_finds_itself_and_stays_nowhere(client, folder, name, t
     "name, content, expected",
     [
         ("tune.abc", b"no music", "tune.abc: "),
-        ("tune.mid", b"RIFF", "tune.mid: expected a MIDI file (it begins with MThd), came b'RIFF'"),
-        ("tune.musicxml", b"<html/>", "came <html>"),
+        ("tune.mid", b"RIFF", "tune.mid: expected a MIDI file (it begins with MThd), got b'RIFF'"),
+        ("tune.musicxml", b"<html/>", "got <html>"),
         ("tune.mp3", b"nothing to hear", "tune.mp3: expected a recording"),
         ("features.npy", b"\x93NUMPY", "features.npy: expected a file ending in .txt"),
         ("<b>.exe", b"MZ", "<b>.exe: expected a file ending in .txt"),
         ("../../tune.mid", b"", "tune.mid: expected a MIDI file"),
-        ("a.png", b"\x89PNG", "a.png: for images, by their captions, start the page with clamp3 serve --images"),
+        ("a.png", b"\x89PNG", "a.png: to search by images, start the page with clamp3 serve --images"),
     ],
 )
-def test_an_upload_that_is_no_music_is_refused_in_a_sentence(client, name, content, expected, tmp_path, monkeypatch):
+def test_an_upload_that_cannot_be_read_is_refused(client, name, content, expected, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     error = refusal(client.post("/api/search", files={"file": (name, content)}), 400)
     assert expected in error and str(tmp_path) not in error
     assert not list(tmp_path.iterdir())
 
 
-def test_an_image_finds_what_its_caption_finds(seeing, library, folder, tmp_path, monkeypatch):
+def test_an_image_finds_what_its_caption_finds(captioning, collection, folder, tmp_path, monkeypatch):
     content = image_file(tmp_path / "a.png").read_bytes()
-    with TestClient(web.create_app(seeing, library, folder), base_url=HERE) as client:
-        assert {".png", ".abc"} < set(client.get("/api/library").json()["suffixes"])
+    with TestClient(web.create_app(captioning, collection, folder), base_url=HERE) as client:
+        assert {".png", ".abc"} < set(client.get("/api/collection").json()["suffixes"])
         answer = client.post("/api/search?top_k=3", files={"file": ("photo.PNG", content)})
         assert answer.json()["query"] == {"file": "photo.PNG", "caption": CAPTION}
         assert found(answer) == found(client.get("/api/search", params={"q": CAPTION, "top_k": 3}))
@@ -227,17 +208,17 @@ def test_an_image_finds_what_its_caption_finds(seeing, library, folder, tmp_path
         def fetch(images):
             raise FileNotFoundError("blip is no folder and could not be fetched")
 
-        monkeypatch.setattr(seeing, "_captioner", fetch)
+        monkeypatch.setattr(captioning, "_captioner", fetch)
         error = refusal(client.post("/api/search", files={"file": ("photo.png", content)}), 503)
         assert error == "blip is no folder and could not be fetched"
 
 
-def test_images_of_the_library_are_found_and_shown(seeing, tmp_path):
+def test_images_of_the_collection_are_found_and_shown(captioning, tmp_path):
     content = image_file(tmp_path / "a.webp").read_bytes()
     (tmp_path / "a.txt").write_text("a jig")
-    library = embed_library(seeing, find_sources(tmp_path, seeing.suffixes), workers=1, progress=False)
-    with TestClient(web.create_app(seeing, library, tmp_path), base_url=HERE) as client:
-        assert client.get("/api/library").json()["modalities"] == {"image": 1, "text": 1}
+    collection = embed_sources(captioning, find_sources(tmp_path, captioning.suffixes), workers=1, progress=False)
+    with TestClient(web.create_app(captioning, collection, tmp_path), base_url=HERE) as client:
+        assert client.get("/api/collection").json()["modalities"] == {"image": 1, "text": 1}
         (item,) = client.get("/api/search", params={"q": CAPTION, "modality": "image"}).json()["results"]
         assert item["similarity"] == pytest.approx(1, abs=1e-3)
         image = client.get(item["file"])
@@ -251,9 +232,9 @@ def test_an_upload_needs_its_field(client):
 
 
 @pytest.mark.parametrize("stated", [True, False])
-def test_an_upload_is_limited_in_size(encoder, library, folder, stated, monkeypatch):
+def test_an_upload_is_limited_in_size(encoder, collection, folder, stated, monkeypatch):
     monkeypatch.setattr(web, "MAX_UPLOAD", 2**20)
-    with TestClient(web.create_app(encoder, library, folder), base_url=HERE) as client:
+    with TestClient(web.create_app(encoder, collection, folder), base_url=HERE) as client:
         small, large = ({"file": ("a.txt", b"jig" * size)} for size in (10, 2**20))
         body = client.build_request("POST", "/api/search", files=large)
         content = (
@@ -268,7 +249,7 @@ def test_an_upload_is_limited_in_size(encoder, library, folder, stated, monkeypa
     "query",
     ["", "?q=", "?q=+", "?q=a&modality=smell", "?q=a&top_k=0", "?q=a&top_k=-1", "?q=a&top_k=501", "?q=a&top_k=x"],
 )
-def test_a_search_that_makes_no_sense_is_refused(client, query):
+def test_bad_parameters_are_refused(client, query):
     assert refusal(client.get(f"/api/search{query}"), 400).startswith("expected ")
 
 
@@ -276,11 +257,11 @@ def test_a_search_that_makes_no_sense_is_refused(client, query):
     "address",
     ["", "0", "../outside.mid", "/etc/passwd", "./reel.abc", "sub/../reel.abc", "reel.abc\0", "book.abc", "book.abc#3"],
 )
-def test_nothing_is_served_but_the_sources(client, folder, address):
+def test_only_sources_are_served(client, folder, address):
     for what in ("similar", "file", "sound", "notation.svg", "roll.svg"):
         for asked in (address, str(folder / address)):
             error = refusal(client.get(at(what, asked)), 404)
-            assert error.startswith("expected a source of this library, got ")
+            assert error.startswith("expected a source of this collection, got ")
     for path in ("file", "file?source=%ff", f"file?source={'9' * 5000}", "file/reel.abc", "items/0/file"):
         assert len(refusal(client.get(f"/api/{path}"), 404)) < 400
 
@@ -288,7 +269,7 @@ def test_nothing_is_served_but_the_sources(client, folder, address):
 @pytest.mark.parametrize(
     "path", ["/../web.py", "/..%2fweb.py", "/%2e%2e/web.py", "//etc/passwd", "/etc/passwd", "/%00"]
 )
-def test_of_the_disk_only_the_page_is_served(client, path):
+def test_no_files_but_the_page_are_served(client, path):
     refusal(client.get(path), 404)
 
 
@@ -298,12 +279,12 @@ def test_a_link_that_leads_out_is_found_but_not_served(client):
         assert "leads out of the folder" in refusal(client.get(at(what, "link.mid")), 403)
 
 
-def test_a_file_that_is_gone_is_said_so(encoder, tmp_path):
+def test_a_file_that_is_gone_is_named(encoder, tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("a jig")
-    library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
+    collection = embed_sources(encoder, find_sources(tmp_path), workers=1, progress=False)
     (tmp_path / "a.txt").unlink()
-    with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
+    with TestClient(web.create_app(encoder, collection, tmp_path), base_url=HERE) as client:
         assert refusal(client.get(at("file", "a.txt")), 404) == "a.txt: the file is gone"
         assert client.get(at("file", "b.txt")).text == "a jig"
 
@@ -312,21 +293,21 @@ def test_a_file_that_is_gone_is_said_so(encoder, tmp_path):
     "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8642", "", "[::2]:1"]
 )
 def test_other_hosts_are_refused(client, host):
-    assert client.get("/api/library", headers={"host": host}).status_code == 400
+    assert client.get("/api/collection", headers={"host": host}).status_code == 400
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "[::1]:8642", "LOCALHOST:8642", "music.local"])
-def test_own_hosts_are_served(encoder, library, folder, host):
-    with TestClient(web.create_app(encoder, library, folder, "music.local"), base_url=HERE) as client:
-        assert client.get("/api/library", headers={"host": host}).status_code == 200
+def test_own_hosts_are_served(encoder, collection, folder, host):
+    with TestClient(web.create_app(encoder, collection, folder, "music.local"), base_url=HERE) as client:
+        assert client.get("/api/collection", headers={"host": host}).status_code == 200
 
 
-def test_pages_of_other_sites_get_nothing(client):
+def test_other_sites_are_refused(client):
     for site in ("cross-site", "same-site"):
         assert refusal(client.get("/api/search?q=a", headers={"sec-fetch-site": site}), 403)
         assert client.get("/?q=a", headers={"sec-fetch-site": site}).status_code == 200  # a link that was shared
-    assert client.get("/api/library", headers={"sec-fetch-site": "same-origin"}).status_code == 200
-    assert client.get("/api/library").headers["cross-origin-resource-policy"] == "same-origin"
+    assert client.get("/api/collection", headers={"sec-fetch-site": "same-origin"}).status_code == 200
+    assert client.get("/api/collection").headers["cross-origin-resource-policy"] == "same-origin"
 
 
 def test_the_page_needs_no_other_host_and_no_inline_code(client):
@@ -338,7 +319,7 @@ def test_the_page_needs_no_other_host_and_no_inline_code(client):
         assert not re.search(r"""(?<!xmlns=")https?://|url\(|\sstyle=|\son\w+=|innerHTML|<script>""", response.text)
 
 
-def test_what_a_browser_opens_is_refused_by_a_page(client, encoder, library, folder, monkeypatch):
+def test_a_browser_gets_errors_as_a_page(client, encoder, collection, folder, monkeypatch):
     browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     for path, headers, status in (
         (at("file", "<b>gone"), {}, 404),
@@ -350,13 +331,13 @@ def test_what_a_browser_opens_is_refused_by_a_page(client, encoder, library, fol
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
         assert answer.headers["content-security-policy"] == web.HEADERS["content-security-policy"]
     monkeypatch.setattr(encoder, "encode", None)
-    app = web.create_app(encoder, library, folder)
+    app = web.create_app(encoder, collection, folder)
     with TestClient(app, base_url=HERE, raise_server_exceptions=False) as broken:
         assert "the terminal" in refusal(broken.get("/api/search?q=a"), 500)
         assert "the terminal" in broken.get("/api/search?q=a", headers=browser).text
 
 
-def test_one_search_at_a_time_has_the_model_and_who_needs_none_does_not_wait(encoder, library, folder, monkeypatch):
+def test_one_search_at_a_time_uses_the_model_and_others_do_not_wait(encoder, collection, folder, monkeypatch):
     at_work, most, entered, release = [], [], threading.Event(), threading.Event()
 
     def encode(text, modality):
@@ -365,11 +346,11 @@ def test_one_search_at_a_time_has_the_model_and_who_needs_none_does_not_wait(enc
         entered.set()
         assert release.wait(60)
         at_work.remove(text)
-        return library.matrix[0]
+        return collection.matrix[0]
 
     monkeypatch.setattr(encoder, "encode", encode)
     answers = []
-    with running(web.create_app(encoder, library, folder)) as address:
+    with running(web.create_app(encoder, collection, folder)) as address:
         asking = [
             threading.Thread(target=lambda q=q: answers.append(urlopen(f"{address}/api/search?q={q}").read()))
             for q in range(5)
@@ -384,8 +365,8 @@ def test_one_search_at_a_time_has_the_model_and_who_needs_none_does_not_wait(enc
     assert len(answers) == 5 and set(most) == {1}
 
 
-def test_what_there_is(client, folder):
-    about = client.get("/api/library").json()
+def test_the_collection_is_described(client, folder):
+    about = client.get("/api/collection").json()
     assert (about["name"], about["total"], about["failures"]) == ("music", 8, 0)
     assert about["modalities"] == {"score": 4, "midi": 2, "audio": 1, "text": 1}
     items = {(item["name"], item["tune"]): item for item in client.get("/api/search?q=a").json()["results"]}
@@ -395,11 +376,11 @@ def test_what_there_is(client, folder):
     assert items["scale.mid", None] | {"title": None, "folder": ""} == items["scale.mid", None]
 
 
-def test_names_that_are_no_unicode_can_be_shown(encoder, tmp_path):
+def test_names_that_are_not_unicode_can_be_shown(encoder, tmp_path):
     path = Path(os.fsdecode(bytes(tmp_path) + b"/sl\xe4ngpolska.txt"))
     path.write_text("a polska")
-    library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
-    with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
+    collection = embed_sources(encoder, find_sources(tmp_path), workers=1, progress=False)
+    with TestClient(web.create_app(encoder, collection, tmp_path), base_url=HERE) as client:
         (item,) = client.get("/api/search?q=polska").json()["results"]
         assert item["name"] == r"'sl\udce4ngpolska.txt'" and item["address"] == r"sl\udce4ngpolska.txt"
         assert client.get(item["file"]).text == "a polska"
@@ -416,7 +397,7 @@ def test_recordings_stream_by_ranges(client, folder):
     assert whole.content == content and whole.headers["content-type"] == "audio/wav"
 
 
-def test_files_of_scores_are_never_shown_as_pages(client):
+def test_score_files_are_never_shown_as_pages(client):
     response = client.get(at("file", "sub/air.musicxml"))
     assert response.headers["content-type"] == "application/octet-stream"
     assert response.headers["content-disposition"] == 'attachment; filename="air.musicxml"'
@@ -436,13 +417,13 @@ def test_previews_of_each_kind(client):
     assert client.get(at("roll.svg", "scale.mid")).text.count("M") == 12 + 2  # and the lines of C4 and C5
     sound, rate = soundfile.read(io.BytesIO(client.get(at("sound", "scale.mid")).content))
     assert len(sound) / rate == pytest.approx(12 * 0.25 + 1, abs=0.1)
-    assert "expected midi for that" in refusal(client.get(at("roll.svg", "air.txt")), 404)
+    assert "expected midi" in refusal(client.get(at("roll.svg", "air.txt")), 404)
 
 
 def test_a_preview_that_fails_says_why(encoder, tmp_path):
     midi_file(tmp_path / "tune.mid")
-    library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
-    with TestClient(web.create_app(encoder, library, tmp_path), base_url=HERE) as client:
+    collection = embed_sources(encoder, find_sources(tmp_path), workers=1, progress=False)
+    with TestClient(web.create_app(encoder, collection, tmp_path), base_url=HERE) as client:
         assert client.get(at("roll.svg", "tune.mid")).status_code == 200
         (tmp_path / "tune.mid").write_bytes(b"MThd")
         os.utime(tmp_path / "tune.mid", (0, 0))  # as a file that is put back
@@ -450,156 +431,21 @@ def test_a_preview_that_fails_says_why(encoder, tmp_path):
         assert error.startswith("tune.mid: expected whole tracks") and str(tmp_path) not in error
 
 
-def mei(path):
-    toolkit = verovio.toolkit()
-    toolkit.loadData(KERN)
-    path.write_text(toolkit.getMEI())
-
-
-def mxl(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("score.xml", abc_to_xml("X:1\nT:A scale\nL:1/4\nK:C\nCDEF|G4|\n"))
-
-
-def wild(path):
-    path.write_bytes("X:1\nT:A scale\nC:Bartók\nL:1/4\nK:C\nCDEF|G4|\n\nSome prose.\n".encode("latin-1"))
-
-
-def interleaved(path):
-    path.write_text(interleave(xml_to_abc(abc_to_xml("X:1\nL:1/4\nK:C\nCDEF|G4|\n").encode())))
-
-
-@pytest.mark.parametrize(
-    "name, make, called",
-    [
-        ("a.krn", lambda path: path.write_text(KERN), "A scale"),
-        ("a.mei", mei, "A scale"),
-        ("a.mxl", mxl, "A scale"),
-        ("a.abc", wild, "A scale"),
-        ("a.abc", interleaved, None),
-    ],
-)
-def test_scores_of_any_kind_are_engraved_and_played(tmp_path, name, make, called):
-    path = tmp_path / name
-    make(path)
-    assert title(path) == called
-    engrave(path, tmp_path / "a.svg")
-    svg = (tmp_path / "a.svg").read_text()
-    assert svg.count('class="note"') == 5 and svg.count('class="clef"') == 1
-    play(path, tmp_path / "a.wav")
-    assert soundfile.info(tmp_path / "a.wav").duration == pytest.approx(4 + 1, abs=0.1)
-
-
-def test_of_a_long_score_the_beginning_is_engraved(tmp_path):
-    (tmp_path / "a.abc").write_text("X:1\nL:1/4\nK:C\n" + "CDEF|\n" * 2000)
-    engrave(tmp_path / "a.abc", tmp_path / "a.svg")
-    assert 4 < (tmp_path / "a.svg").read_text().count('class="measure') < 64
-
-
-def test_what_is_played_is_what_is_written(tmp_path):
-    """A flute plays A4 for a second, at a tempo of its own and behind ten minutes of rests."""
-    midi_file(tmp_path / "a.mid", [(69, 960)], tempo=500_000, lead=960 * 600)
-    play(tmp_path / "a.mid", tmp_path / "a.wav")
-    sound, rate = soundfile.read(tmp_path / "a.wav")
-    assert sound.ndim == 1 and len(sound) / rate == pytest.approx(2, abs=0.1)
-    spectrum = np.abs(np.fft.rfft(sound[:rate]))
-    assert spectrum.argmax() == pytest.approx(440, abs=5)
-
-
-def test_no_more_than_a_minute_is_played(tmp_path):
-    midi_file(tmp_path / "a.mid", [(60, 480)] * 10 + [(60, 480 * 10_000)], tempo=1_000_000)
-    play(tmp_path / "a.mid", tmp_path / "a.wav")
-    assert soundfile.info(tmp_path / "a.wav").duration < 62
-
-
-def test_recordings_that_no_browser_plays_are_decoded(client, tmp_path):
-    write(tmp_path / "a.aiff", sine(2, 22_050, 440.0), 22_050, "pcm_s16be")
-    play(tmp_path / "a.aiff", tmp_path / "a.wav")
-    sound, rate = soundfile.read(tmp_path / "a.wav")
-    assert (len(sound), rate) == (88_200, 44_100)
-    assert np.abs(np.fft.rfft(sound)).argmax() / 2 == pytest.approx(440, abs=1)
-
-
-def test_a_roll_has_a_bar_for_each_note(tmp_path):
-    midi_file(tmp_path / "a.mid", [(60 + step, 480) for step in (0, 2, 4)])
-    draw_roll(tmp_path / "a.mid", tmp_path / "a.svg")
-    (fill,) = re.findall(r'fill="[^"]*" d="([^"]*)"', (tmp_path / "a.svg").read_text())
-    bars = np.array(re.findall(r"M(\S+) (\S+?)h(\S+?)v", fill), float)
-    np.testing.assert_allclose(bars[:, 0], [0, 640 / 3, 1280 / 3], atol=0.1)  # three notes of a length, one by one
-    np.testing.assert_allclose(bars[:, 1] - bars[0, 1], [0, -16, -32], atol=0.1)  # and two semitones up each
-    mido.MidiFile(tracks=[mido.MidiTrack()]).save(tmp_path / "empty.mid")
-    with pytest.raises(InputError, match="expected notes, found none"):
-        draw_roll(tmp_path / "empty.mid", tmp_path / "b.svg")
-
-
-def test_a_preview_that_kills_its_process_is_alone_in_it(tmp_path, monkeypatch):
-    def die(source, target):
-        os._exit(1)
-
-    async def both():
-        previews = Previews(tmp_path)
-        for make in (die, shutil.copy):  # it is not tried again, until its source changes
-            with pytest.raises(InputError, match="the process that worked on it died"):
-                await previews.get(make, tmp_path / "a", "b")
-        made = await previews.get(shutil.copy, tmp_path / "a", "c")
-        assert await previews.get(die, tmp_path / "a", "c") == made  # it is there
-        os.utime(tmp_path / "a", (2**33, 2**33))
-        again = await previews.get(shutil.copy, tmp_path / "a", "b")
-        again.unlink()  # as what cleans temporary folders does
-        again = await previews.get(shutil.copy, tmp_path / "a", "b")
-        with pytest.raises(InputError, match="the process that worked on it died"):
-            await previews.get(die, tmp_path / "a", "d")
-        monkeypatch.setattr("clamplib.app.previews.RETRY", 0)
-        assert (await previews.get(shutil.copy, tmp_path / "a", "d")).exists()
-        previews.close()
-        return made.read_text(), again.read_text()
-
-    (tmp_path / "a").write_text("text")
-    assert asyncio.run(both()) == ("text", "text")
-
-
-def test_what_was_used_last_is_kept(tmp_path, monkeypatch):
-    async def get(*names):
-        previews = Previews(tmp_path / "previews")
-        for name in names:
-            await previews.get(shutil.copy, tmp_path / "a", name)
-        previews.close()
-
-    (tmp_path / "a").write_bytes(bytes(40))
-    monkeypatch.setattr("clamplib.app.previews.MOST_BYTES", 100)
-    asyncio.run(get("b", "c", "b", "d"))
-    assert {path.name.split("-")[1] for path in (tmp_path / "previews").iterdir()} == {"b", "d"}
-
-
-def test_a_preview_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
-    def sleep(source, target):
-        threading.Event().wait()
-
-    async def get():
-        previews = Previews(tmp_path)
-        with pytest.raises(InputError, match="it takes more than 0.1 seconds"):
-            await previews.get(sleep, tmp_path / "a", "b")
-
-    (tmp_path / "a").write_text("text")
-    monkeypatch.setattr("clamplib.app.previews.PATIENCE", 0.1)
-    asyncio.run(get())
-
-
-def test_serve_listens_where_it_says(encoder, library, folder, capsys, monkeypatch):
+def test_the_server_listens_at_the_printed_address(encoder, collection, folder, capsys, monkeypatch):
     opened, served = [], []
     monkeypatch.setattr("webbrowser.open", opened.append)
     monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: served.append(sockets[0].getsockname()))
-    web.serve(encoder, library, folder, port=0, open_browser=True)
+    web.serve_page(encoder, collection, folder, port=0, open_browser=True)
     ((host, port),) = served
     assert host == "127.0.0.1" and opened == [f"http://127.0.0.1:{port}"]
     assert f"Search 8 sources at http://127.0.0.1:{port}" in capsys.readouterr().out
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match="choose another port"):
-        web.serve(encoder, library, folder, port=taken.getsockname()[1])
+        web.serve_page(encoder, collection, folder, port=taken.getsockname()[1])
 
 
 @contextmanager
 def running(app):
-    """The address of a server in a thread."""
+    """Runs a server in a thread, and yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
         thread = threading.Thread(target=server.run, args=[[listening]])
@@ -613,7 +459,7 @@ def running(app):
 
 @contextmanager
 def browsing(app, **options):
-    """A page of a browser, in which no script may fail, and nothing break the content's policy."""
+    """Yields a page of a browser. No script may fail in it, and nothing may break its content security policy."""
     playwright = pytest.importorskip("playwright.sync_api")
     faults = []
     with running(app) as address, playwright.sync_playwright() as play:
@@ -628,7 +474,7 @@ def browsing(app, **options):
 
 
 def settled(page, beginning=""):
-    """What the page says when an answer that begins so has come, and the pictures with it."""
+    """Waits for an answer that begins so, and for its pictures; returns the status line."""
     from playwright.sync_api import expect
 
     status = page.get_by_role("status")
@@ -656,53 +502,53 @@ def drop(page, path):
 
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
 @in_a_browser
-def test_the_page_in_a_browser(seeing, library, folder, tmp_path):
-    """A link with a query shows its results; clicks, drops and the way back work, and no title comes alive."""
-    app = web.create_app(seeing, library, folder)
+def test_the_page_in_a_browser(captioning, collection, folder, tmp_path):
+    """A link with a query shows its results; links, drops and going back work; titles are never run as code."""
+    app = web.create_app(captioning, collection, folder)
     query = {"q": "un reel animé", "modality": "score"}
     items = TestClient(app, base_url=HERE).get("/api/search", params=query).json()["results"]
     with browsing(app) as page:
         page.goto(f"/?{urlencode(query)}")
         status = settled(page)
-        assert status == "All 4, closest first, to “un reel animé”" and page.title() == "un reel animé · CLaMP 3"
+        assert status == "4 results for “un reel animé”, closest first" and page.title() == "un reel animé · CLaMP 3"
         titles = page.locator("#results h2").all_inner_texts()
         assert titles == [item["title"] for item in items] and len(titles) == 4
-        assert page.get_by_alt_text("Notation of An Air, its beginning").count() == 1
+        assert page.get_by_alt_text("Notation of the beginning of An Air").count() == 1
         page.get_by_role("link", name="More like Second").click()
-        assert settled(page, "All 3") == "All 3, closest first, to “Second”"
+        assert settled(page, "3 results") == "3 results for “Second”, closest first"
         assert page.url.endswith("?like=book.abc%232&modality=score")
         page.reload()
-        assert settled(page) == "All 3, closest first, to “Second”"
+        assert settled(page) == "3 results for “Second”, closest first"
         (tmp_path / "<b>.txt").write_text("a reel")
         drop(page, tmp_path / "<b>.txt")
-        assert settled(page, "All 4") == "All 4, closest first, to “<b>.txt”"
-        page.get_by_label("By a file").set_input_files(image_file(tmp_path / "photo.png"))
-        assert settled(page, ".*photo") == f"All 4, closest first, to “photo.png”, in which is seen “{CAPTION}”"
+        assert settled(page, "4 results") == "4 results for “<b>.txt”, closest first"
+        page.get_by_label("Search by file").set_input_files(image_file(tmp_path / "photo.png"))
+        assert settled(page, ".*photo") == f"4 results for “photo.png” (a picture of “{CAPTION}”), closest first"
         for _ in range(3):
             page.go_back()
         assert settled(page, ".*animé") == status and not page.locator(".fault").count()
 
 
 @in_a_browser
-def test_the_page_on_a_phone(seeing, folder, tmp_path):
-    """Nothing is wider than the window, no input zooms it, and all that is tapped is as large as a finger."""
+def test_the_page_on_a_phone(captioning, folder, tmp_path):
+    """Nothing is wider than the window, no input makes it zoom, and everything to tap is large enough for a finger."""
     name = "a_name_that_has_no_place_to_break" * 6
     music = Path(shutil.copytree(folder, tmp_path / "music", symlinks=True))
     (music / f"{name}.txt").write_text(name * 20)
     image_file(music / "wide.png")
-    sources = find_sources(music, seeing.suffixes)
-    vectors = np.random.default_rng(0).normal(size=(len(sources), seeing.dimension)).astype(np.float32)
-    with browsing(web.create_app(seeing, Library(sources, vectors), music), **PHONE) as page:
+    sources = find_sources(music, captioning.suffixes)
+    vectors = np.random.default_rng(0).normal(size=(len(sources), captioning.dimension)).astype(np.float32)
+    with browsing(web.create_app(captioning, Collection.of(sources, vectors), music), **PHONE) as page:
         for address, least in (("/", 12), (f"/?q={name}", 30), ("/api/file?source=none", 1)):
             page.goto(address)
             if least > 1:
                 page.get_by_text("Texts").wait_for()
             if "q=" in address:
-                settled(page, "All")
+                settled(page, r"\d+ results")
                 assert page.locator("picture img").first.evaluate("image => image.currentSrc").endswith("&narrow")
                 page.locator("article:has(picture) .play").first.tap()
                 page.locator("audio").nth(1).wait_for()
@@ -726,7 +572,7 @@ FOCUSED = """() => {
 
 
 def tab_to(page, selector):
-    """Goes on with the Tab key, until such an element has the focus; all on the way show that they have it."""
+    """Presses Tab until such an element has the focus. Every element on the way must show that it has it."""
     for _ in range(60):
         page.keyboard.press("Tab")
         name, seen = page.evaluate(FOCUSED)
@@ -737,20 +583,20 @@ def tab_to(page, selector):
 
 
 @in_a_browser
-def test_the_page_by_the_keyboard_alone(encoder, library, folder):
-    with browsing(web.create_app(encoder, library, folder)) as page:
+def test_the_page_by_the_keyboard_alone(encoder, collection, folder):
+    with browsing(web.create_app(encoder, collection, folder)) as page:
         page.goto("/")
         page.get_by_text("Texts").wait_for()
         tab_to(page, "#q")
         page.keyboard.type("a lively reel")
         page.keyboard.press("Enter")
-        assert settled(page) == "All 8, closest first, to “a lively reel”" and "?q=a+lively+reel" in page.url
+        assert settled(page) == "8 results for “a lively reel”, closest first" and "?q=a+lively+reel" in page.url
         tab_to(page, "#filters input")
         page.keyboard.press("ArrowRight")
-        assert settled(page, "All 4") == "All 4, closest first, to “a lively reel”"
+        assert settled(page, "4 results") == "4 results for “a lively reel”, closest first"
         tab_to(page, "#results a.similar")
         page.keyboard.press("Enter")
-        assert settled(page, "All 3").startswith("All 3, closest first, to “") and "?like=" in page.url
+        assert settled(page, "3 results").startswith("3 results for “") and "?like=" in page.url
         tab_to(page, "#results button.play")
         page.keyboard.press("Enter")
         page.wait_for_function(
@@ -763,29 +609,29 @@ def test_the_page_by_the_keyboard_alone(encoder, library, folder):
 def test_more_results_get_the_focus(encoder, tmp_path):
     for number in range(25):
         (tmp_path / f"{number}.txt").write_text(f"tune number {number}")
-    library = embed_library(encoder, find_sources(tmp_path), workers=1, progress=False)
-    with browsing(web.create_app(encoder, library, tmp_path)) as page:
+    collection = embed_sources(encoder, find_sources(tmp_path), workers=1, progress=False)
+    with browsing(web.create_app(encoder, collection, tmp_path)) as page:
         page.goto("/?q=tune")
-        assert settled(page) == "The 20 closest of 25 to “tune”"
+        assert settled(page) == "20 of 25 results for “tune”, closest first"
         tab_to(page, "#more")
         page.keyboard.press("Enter")
-        assert settled(page, "All") == "All 25, closest first, to “tune”"
+        assert settled(page, "25 results") == "25 results for “tune”, closest first"
         page.wait_for_function("() => document.activeElement.closest('li:nth-child(21)')")
 
 
 @in_a_browser
-def test_the_page_is_accessible_in_the_light_and_in_the_dark(seeing, library, folder):
-    """By axe: names, roles, headings, landmarks, contrast. And nothing moves."""
+def test_the_page_is_accessible_in_the_light_and_in_the_dark(captioning, collection, folder):
+    """Checked by axe: names, roles, headings, landmarks, contrast. Also, nothing moves."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     grounds = []
-    with browsing(web.create_app(seeing, library, folder)) as page:
+    with browsing(web.create_app(captioning, collection, folder)) as page:
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             for address in ("/", "/?q=a+reel", "/?file=gone.mid"):
                 page.goto(address)
                 page.get_by_text("Texts").wait_for()
                 if "q=" in address:
-                    settled(page, "All")
+                    settled(page, r"\d+ results")
                     page.locator(".play:visible").first.click()
                 found = axe.run(page)
                 assert not found.violations_count, found.generate_report()
@@ -793,6 +639,6 @@ def test_the_page_is_accessible_in_the_light_and_in_the_dark(seeing, library, fo
                 assert page.get_by_role("status").count() == 1
             grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         page.goto("/?q=a+reel")
-        settled(page, "All")
+        settled(page, r"\d+ results")
         assert page.get_by_role("list", name="Results").get_by_role("listitem").count() == 8
     assert grounds == ["rgb(251, 250, 247)", "rgb(23, 22, 21)"]

@@ -1,4 +1,5 @@
 import math
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -22,15 +23,18 @@ def some_sets(count=40, reference_count=30, width=6):
 
 def naive_kernel_distance(vectors, reference, kernel):
     def mean(a, b, same):
-        return np.mean([kernel(x, y) for i, x in enumerate(a) for j, y in enumerate(b) if not (same and i == j)])
+        values = []
+        for i, x in enumerate(a):
+            values += [kernel(x, y) for j, y in enumerate(b) if not (same and i == j)]
+        return np.mean(values)
 
     within = mean(vectors, vectors, True) + mean(reference, reference, True)
     return within - 2 * mean(vectors, reference, False)
 
 
 def gaussian(reference):
-    """The kernel as its definition says."""
-    pairs = [np.linalg.norm(x - y) for i, x in enumerate(reference) for y in reference[:i]]
+    """The kernel, computed by its definition."""
+    pairs = [np.linalg.norm(x - y) for x, y in combinations(reference, 2)]
     return lambda x, y: math.exp(-np.square(x - y).sum() / (2 * np.median(pairs) ** 2))
 
 
@@ -64,13 +68,13 @@ def test_frechet_of_a_shifted_set_is_the_squared_shift(count):
     assert 0 <= frechet_distance(vectors, vectors[::-1]) < 1e-12
 
 
-def test_frechet_does_not_depend_on_blocks(monkeypatch):
+def test_frechet_is_the_same_in_any_blocks(monkeypatch):
     expected = frechet_distance(*some_sets())
-    monkeypatch.setattr(distances, "BLOCK_VALUES", 7 * 6)  # seven vectors at a time
+    monkeypatch.setattr(distances, "DISTANCE_BLOCK_VALUES", 7 * 6)  # seven vectors at a time
     assert frechet_distance(*some_sets()) == pytest.approx(expected, rel=1e-12)
 
 
-def test_frechet_infinity_takes_most_of_the_bias_away():
+def test_frechet_infinity_removes_most_of_the_bias():
     rng = np.random.default_rng(0)
     reference, truth = rng.normal(size=(10_000, 8)), 8 * 0.3**2
     sets = [1.3 * rng.normal(size=(100, 8)) for _ in range(20)]
@@ -78,7 +82,7 @@ def test_frechet_infinity_takes_most_of_the_bias_away():
     left = np.mean([frechet_distance_infinity(vectors, reference, points=5) for vectors in sets]) - truth
     assert bias > 0.2 and abs(left) < bias / 2
     assert frechet_distance_infinity(sets[0], reference) == frechet_distance_infinity(sets[0], reference)
-    with pytest.raises(InputError, match="expected 80 vectors or more to judge, 10 a value, got 79"):
+    with pytest.raises(InputError, match="expected 80 vectors or more to judge, 10 per dimension, got 79"):
         frechet_distance_infinity(sets[0][:79], reference)
 
 
@@ -86,7 +90,7 @@ def test_remark_on_small_sets():
     assert sample_size_remark(7680, 10_000, 768) is None
     assert "a set of 768 vectors of 768 values has a singular covariance" in sample_size_remark(768, 10_000, 768)
     remark = sample_size_remark(10_000, 769, 768)
-    assert "is small" in remark and "Compare 7680 vectors or more a set, or report the kernel distance" in remark
+    assert "is small" in remark and "Compare 7680 vectors or more per set, or report the kernel distance" in remark
 
 
 def test_kernel_distances_by_hand():
@@ -100,7 +104,7 @@ def test_kernel_distances_by_hand():
 
 @pytest.mark.parametrize("block_values", [1 << 22, 70 * 9, 1])  # all vectors at a time, nine, one
 def test_kernel_distance_equals_the_double_loop(monkeypatch, block_values):
-    monkeypatch.setattr(distances, "BLOCK_VALUES", block_values)
+    monkeypatch.setattr(distances, "DISTANCE_BLOCK_VALUES", block_values)
     vectors, reference = some_sets()
     expected = 100 * naive_kernel_distance(vectors, reference, gaussian(reference))
     assert kernel_distance(vectors, reference).value == pytest.approx(expected, rel=1e-9)
@@ -111,13 +115,13 @@ def test_kernel_distance_equals_the_double_loop(monkeypatch, block_values):
 def test_kernel_distance_of_a_set_to_itself():
     vectors, _ = some_sets()
     kernel = gaussian(vectors)
-    matrix = np.array([[kernel(x, y) for y in vectors] for x in vectors])
-    # below 0: each vector has its equal in the other set, and none in its own
+    matrix = np.array([kernel(x, y) for x, y in product(vectors, vectors)]).reshape(len(vectors), -1)
+    # below 0: each vector has an equal one in the other set, and none in its own
     others = (matrix.sum() - len(vectors)) / (len(vectors) * (len(vectors) - 1))
     assert kernel_distance(vectors, vectors).value == pytest.approx(100 * 2 * (others - matrix.mean()))
 
 
-def test_gaussian_kernel_does_not_depend_on_place_or_size():
+def test_gaussian_kernel_is_invariant_to_shift_and_scale():
     vectors, reference = some_sets()
     moved = kernel_distance(1e3 * vectors + 1e6, 1e3 * reference + 1e6)
     assert moved == pytest.approx(kernel_distance(vectors, reference), rel=1e-6)
@@ -146,7 +150,7 @@ def test_centroid_similarity_by_hand():
     value, low, high = centroid_similarity([[3, 0], [0, 1]], [[1, 0]])
     assert value == pytest.approx(3 / 10**0.5)
     assert low < value < high <= 1
-    assert centroid_similarity([[3, 0]], [[1, 1]]) == pytest.approx([0.5**0.5] * 3)  # nothing is known to vary
+    assert centroid_similarity([[3, 0]], [[1, 1]]) == pytest.approx([0.5**0.5] * 3)  # one vector per set has no spread
     assert centroid_similarity([[1, 2], [2, 1]], [[1, 2], [2, 1]]) == pytest.approx([1, 1, 1])
 
 
@@ -170,7 +174,7 @@ def test_centroid_interval_covers_the_truth_as_often_as_it_says():
         (np.array([[1, 2], [np.inf, 1]]), "expected finite values"),
     ],
 )
-def test_sets_that_do_not_compare_are_refused(distance, vectors, message):
+def test_sets_that_cannot_be_compared_are_refused(distance, vectors, message):
     reference = np.arange(8.0).reshape(4, 2)
     with pytest.raises(InputError, match=message):
         distance(vectors, reference)

@@ -17,7 +17,7 @@ from clamplib.retrieval.similarity import load_features
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Features under a folder that is named from the current one, as a user would."""
+    """Features under a folder that is named relative to the working directory, as a user would."""
     monkeypatch.chdir(tmp_path)
     for name in ("jig_1", "more/reel_1", "more/reel_2.a", "plain"):
         path = tmp_path / "f" / f"{name}.npy"
@@ -36,7 +36,7 @@ def labels(folder, source="names"):
     return dict(zip(features.keys, feature_labels(features.paths, features.keys, folder, source), strict=True))
 
 
-def test_the_label_stands_before_the_first_underscore(folder):
+def test_the_label_is_before_the_first_underscore(folder):
     names = ("jig_1.npy", "a/slip-jig_2_x.npy", "v1.0_x.npy", "reel.1.npy", "慢板_1.npy")
     assert [label_in_name(name) for name in names] == ["jig", "slip-jig", "v1.0", "reel", "慢板"]
     assert labels(folder) == {"jig_1": "jig", "more/reel_1": "reel", "more/reel_2": "reel", "plain": "plain"}
@@ -60,7 +60,7 @@ def test_tables(folder, tmp_path, name, text):
     assert labels(folder, source) == {"jig_1": "slip_jig", "more/reel_1": None, "more/reel_2": "reel", "plain": None}
 
 
-def test_numbers_are_labels_too(tmp_path):
+def test_numbers_can_be_labels(tmp_path):
     assert read_table(table(tmp_path / "t.jsonl", '{"key": "a", "label": 3}')).labels == {"a": "3"}
 
 
@@ -89,15 +89,18 @@ def test_a_table_that_is_not_utf_8(tmp_path):
 
 def test_a_table_of_other_files_is_refused(folder, tmp_path):
     source = table(tmp_path / "t.csv", "path,label\nx.npy,a\n")
-    with pytest.raises(InputError, match=r"such as path 'jig_1\.npy'; its 1 rows, such as 'x\.npy', name none"):
+    with pytest.raises(InputError, match=r"such as path 'jig_1\.npy'; its 1 rows, such as 'x\.npy', name none of them"):
         labels(folder, source)
 
 
 def numbered(**counts):
-    return [f"{name}_{number:02}.npy" for name, count in counts.items() for number in range(count)]
+    names = []
+    for name, count in counts.items():
+        names += [f"{name}_{number:02}.npy" for number in range(count)]
+    return names
 
 
-def test_joined_labels_are_suspected():
+def test_merged_labels_are_suspected():
     names = numbered(hip_hop=3, hip_house=2, rock_hard=4, rock_soft=4, rock=1, jazz=5)
     assert merged_labels(names) == {"hip": ["hip_hop", "hip_house"], "rock": ["rock_hard", "rock_soft"]}
     warning = merged_warning(names)
@@ -111,7 +114,7 @@ def test_joined_labels_are_suspected():
     [
         numbered(jig=5, reel=5),
         numbered(folk_song=9, rock_song=9),
-        numbered(folk_song=9, rock_hymn=9),  # one word a label: nothing is joined
+        numbered(folk_song=9, rock_hymn=9),  # one word per label: nothing is merged
         numbered(jig_train=3, jig_test=3, reel_train=3, reel_test=3),
         numbered(jig_smith=3, jig_jones=3, reel_smith=2, reel_jones=4),
         ["jig_the_lark.npy", "jig_the_wind.npy", "jig_old_joe.npy", "jig_old_man.npy"],
@@ -121,11 +124,11 @@ def test_joined_labels_are_suspected():
         ["plain.npy"],
     ],
 )
-def test_other_names_are_not(names):
+def test_other_names_are_not_suspected(names):
     assert merged_labels(names) == {}
     assert merged_warning(names) is None
 
 
-def test_records_of_labels_are_json(tmp_path):
+def test_saved_labels_are_json(tmp_path):
     save_labels(tmp_path / "new" / "labels.json", {"ü/a.npy": "慢板"})
     assert json.loads((tmp_path / "new" / "labels.json").read_text("utf-8")) == {"ü/a.npy": "慢板"}

@@ -17,10 +17,10 @@ from clamplib.evaluation.metrics import (
 
 def test_ranks_by_hand():
     similarity = [
-        [0.9, 0.1, 0.5],  # the right one is 0: first
+        [0.9, 0.1, 0.5],  # the correct one is 0: first
         [0.9, 0.1, 0.5],  # 1: last
         [0.9, 0.1, 0.5],  # 2: second
-        [0.3, 0.3, 0.3],  # a tie of all counts for the right one
+        [0.3, 0.3, 0.3],  # a tie of all is resolved in favor of the correct one
         [0.2, 0.7, 0.7],  # a tie for the first place too
     ]
     assert ranks(np.array(similarity), np.array([0, 1, 2, 1, 2])).tolist() == [1, 3, 2, 1, 1]
@@ -40,14 +40,14 @@ def test_rounding_does_not_break_a_tie():
 def test_bad_shapes_and_no_ranks():
     with pytest.raises(ValueError, match=r"got \(2, 3\) and \(3,\)"):
         ranks(np.zeros((2, 3)), np.zeros(3, int))
-    with pytest.raises(ValueError, match="got NaN"):  # which would be first everywhere
+    with pytest.raises(ValueError, match="got NaN"):  # which would rank first everywhere
         ranks(np.full((1, 2), np.nan), [0])
     with pytest.raises(ValueError, match="at least one query"):
         retrieval_metrics([])
 
 
 def some_queries(queries=30, references=20, grades=2):
-    """Similarities without ties and gains, every query with a right reference."""
+    """Similarities without ties and gains, every query with a correct reference."""
     rng = np.random.default_rng(0)
     gains = rng.integers(0, grades, (queries, references))
     gains[np.arange(queries), rng.integers(0, references, queries)] = 1
@@ -58,7 +58,7 @@ def listed(values):
     return {name: scores.tolist() for name, scores in values.items()}
 
 
-def test_values_of_one_right_reference_by_hand():
+def test_values_of_one_correct_reference_by_hand():
     assert listed(rank_values([1, 3], at=[1, 3])) == {
         "rank": [1, 3],
         "rr": [1, 1 / 3],
@@ -69,7 +69,7 @@ def test_values_of_one_right_reference_by_hand():
     }
 
 
-def test_values_of_several_right_references_by_hand():
+def test_values_of_several_correct_references_by_hand():
     # in order of similarity: wrong, grade 1, wrong, grade 3
     values = relevance_values([(np.array([[0.1, 0.9, 0.5, 0.7]]), np.array([[3, 0, 0, 1]]))], at=[1, 2, 4])
     best = 3 + 1 / np.log2(3)
@@ -89,7 +89,7 @@ def test_values_of_several_right_references_by_hand():
     }
 
 
-def test_ties_count_for_right_references_and_the_greater_gain():
+def test_ties_favor_correct_references_and_then_the_greater_gain():
     just_above = 0.5 + metrics_module.TIE_TOLERANCE / 2
     similarity = np.array([[just_above, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.6]])
     values = relevance_values([(similarity, np.array([[0, 1, 2, 0], [0, 1, 0, 0]]))], at=[4])
@@ -99,7 +99,7 @@ def test_ties_count_for_right_references_and_the_greater_gain():
     }
 
 
-def test_one_right_reference_gives_the_same_either_way():
+def test_one_correct_reference_gives_the_same_either_way():
     similarity = np.random.default_rng(1).integers(0, 6, (50, 12)).astype(np.float32) / 6  # many ties
     target = np.arange(50) % 12
     values = listed(relevance_values([(similarity, np.eye(12, dtype=bool)[target])]))
@@ -137,7 +137,7 @@ def test_retrieval_equals_scikit_learn():
         ([[np.nan, 0.1]], [[1, 0]], "expected similarities, got NaN"),
         ([[0.5, 0.1]], [[1, -1]], "negative one or NaN"),
         ([[0.5, 0.1]], [[1, np.nan]], "negative one or NaN"),
-        ([[0.5, 0.1], [0.5, 0.1]], [[1, 0], [0, 0]], "query 2 has no right reference"),  # after query 0
+        ([[0.5, 0.1], [0.5, 0.1]], [[1, 0], [0, 0]], "query 2 has no correct reference"),  # after query 0
     ],
 )
 def test_bad_blocks_are_refused(similarity, gains, message):
@@ -178,11 +178,11 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
     assert 0.42 < np.mean([low <= truth <= high for _, low, high in narrower]) < 0.58
 
 
-def test_bootstrap_depends_on_the_seed_and_on_nothing_else(monkeypatch):
+def test_bootstrap_depends_on_the_seed_alone(monkeypatch):
     values = np.random.default_rng(0).random(50)
     estimate = bootstrap(values)
     assert bootstrap(values, seed=1) != estimate
-    monkeypatch.setattr(metrics_module, "BLOCK_VALUES", 150)  # three resamples at a time
+    monkeypatch.setattr(metrics_module, "BOOTSTRAP_BLOCK_VALUES", 150)  # three resamples at a time
     assert bootstrap(values) == estimate
 
 
@@ -197,7 +197,7 @@ def test_one_query_is_its_own_interval():
 def test_classification_by_hand():
     confusion = confusion_matrix([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 1, 0], classes=4)
     assert confusion.tolist() == [[2, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    f1 = [2 * 2 / (3 + 3), 2 * 2 / (2 + 3), 0]  # nothing speaks of the fourth class
+    f1 = [2 * 2 / (3 + 3), 2 * 2 / (2 + 3), 0]  # the fourth class does not occur
     assert classification_metrics(confusion) == {"accuracy": 4 / 6, "f1_macro": pytest.approx(sum(f1) / 3)}
 
 

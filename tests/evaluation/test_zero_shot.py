@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from clamplib.evaluation.zero_shot import class_prototypes, judge, label_folder, save_prototypes
+from clamplib.evaluation.classification import describe_confusion
+from clamplib.evaluation.zero_shot import (
+    class_prototypes,
+    describe_judgment,
+    judge,
+    label_folder,
+    save_prototypes,
+)
 from clamplib.files import InputError
 from clamplib.retrieval.similarity import load_features
 
@@ -40,16 +47,27 @@ def test_each_feature_gets_the_closest_class(music, words):
     np.testing.assert_allclose(found.similarities, cosines, rtol=1e-6)
 
 
-def test_true_labels_judge_what_has_a_class(music, words, tmp_path):
-    found = label_folder(music, words)
-    confusion, left_out = judge(found, music, "names")
-    assert confusion.tolist() == [[2, 0], [0, 1]] and left_out == 1  # air is no class
-    (tmp_path / "t.csv").write_text("key,label\nair_1,jig\nreel_1,reel\n")
-    confusion, left_out = judge(found, music, tmp_path / "t.csv")
+def test_true_labels_judge_what_has_a_class():
+    predicted = [1, 0, 0, 1]
+    confusion, left_out = judge(predicted, ["air", "jig", "jig", "reel"], ["jig", "reel"])
+    assert confusion.tolist() == [[2, 0], [0, 1]] and left_out == 1  # air is not a class
+    confusion, left_out = judge(predicted, ["jig", None, None, "reel"], ["jig", "reel"])
     assert confusion.tolist() == [[0, 1], [0, 1]] and left_out == 2
-    (tmp_path / "t.csv").write_text("key,label\nair_1,slow air\n")
-    with pytest.raises(InputError, match="such as 'jig', but all are others, such as 'slow air'"):
-        judge(found, music, tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("truth", [[None, "slow air"], [None, None]])
+def test_nothing_to_judge(truth):
+    example = repr(truth[1])
+    with pytest.raises(InputError, match=f"such as 'jig', got none that is a class, such as {example}"):
+        judge([0, 1], truth, ["jig", "reel"])
+
+
+def test_a_judgment_in_words():
+    confusion = np.array([[2, 0], [0, 1]])
+    assert describe_judgment(confusion, 0, ["jig", "reel"]) == describe_confusion(confusion, ["jig", "reel"])
+    first, rest = describe_judgment(confusion, 2, ["jig", "reel"]).split("\n", 1)
+    assert first == "2 features have no true label, or one that is no class: they are not judged."
+    assert rest == describe_confusion(confusion, ["jig", "reel"])
 
 
 def test_saved_prototypes_are_features(music, words, tmp_path):
@@ -61,7 +79,7 @@ def test_saved_prototypes_are_features(music, words, tmp_path):
     assert saved.keys == found.classes and saved.space["weights_sha256"] == "ab"
     np.testing.assert_allclose(saved.matrix, found.prototypes, rtol=1e-6)
     write(tmp_path / "p", {"old": [1, 1]})
-    with pytest.raises(InputError, match="prototypes alone, but .*old.npy is in it"):
+    with pytest.raises(InputError, match="prototypes only, but .*old.npy is in it"):
         save_prototypes(tmp_path / "p", found)
 
 

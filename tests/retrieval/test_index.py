@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from clamplib.files import InputError
-from clamplib.retrieval import index as index_module
-from clamplib.retrieval import similarity as retrieval
-from clamplib.retrieval.index import ExactIndex, Hit, Record
+from clamplib.retrieval import similarity
+from clamplib.retrieval.index import ExactIndex, Match, Record
 from clamplib.retrieval.milvus import MilvusIndex
 from clamplib.retrieval.similarity import normalize
 
@@ -42,7 +41,7 @@ def library(seed, count=60):
 
 
 def brute_force(records, vectors, query, top_k, folder=None, label=None, modality=None):
-    """What a search has to find: every record looked at, in float64."""
+    """What a search has to find: every record is compared, in float64."""
     kept = [
         (float(vector.astype(float) @ query.astype(float)), record)
         for record, vector in zip(records, vectors, strict=True)
@@ -53,17 +52,23 @@ def brute_force(records, vectors, query, top_k, folder=None, label=None, modalit
     return sorted(kept, key=lambda pair: -pair[0])[:top_k]
 
 
-def assert_found(hits, expected):
-    assert [hit.path for hit in hits] == [record.path for _, record in expected]
-    assert [(hit.label, hit.modality) for hit in hits] == [(record.label, record.modality) for _, record in expected]
-    np.testing.assert_allclose([hit.similarity for hit in hits], [value for value, _ in expected], atol=1e-5)
+def assert_found(matches, expected):
+    assert [match.path for match in matches] == [record.path for _, record in expected]
+    assert [(match.label, match.modality) for match in matches] == [
+        (record.label, record.modality) for _, record in expected
+    ]
+    np.testing.assert_allclose([match.similarity for match in matches], [value for value, _ in expected], atol=1e-5)
 
 
 STORES = [
     "exact",
-    pytest.param("milvus", marks=pytest.mark.skipif(NO_MILVUS, reason="no Milvus")),
-    # CLAMP3_TEST_MILVUS=http://… runs these tests against a server, in collections of their own
-    pytest.param("server", marks=pytest.mark.skipif(not SERVER, reason="CLAMP3_TEST_MILVUS names no server")),
+    pytest.param(
+        "milvus", marks=pytest.mark.skipif(NO_MILVUS, reason="pymilvus or milvus-lite is not installed: extra milvus")
+    ),
+    # on the server that CLAMP3_TEST_MILVUS names, each test in a collection of its own
+    pytest.param(
+        "server", marks=pytest.mark.skipif(not SERVER, reason="CLAMP3_TEST_MILVUS=http://… names no Milvus server")
+    ),
 ]
 
 
@@ -94,7 +99,7 @@ def opened(request, tmp_path):
 
 
 class TestEveryIndex:
-    def test_is_empty_when_it_is_new(self, opened):
+    def test_a_new_index_is_empty(self, opened):
         index = opened(width=WIDTH)
         index.upsert([], np.empty((0, WIDTH)))
         assert len(index) == 0 and index.records() == [] and index.keys() == index.paths() == set()
@@ -103,8 +108,8 @@ class TestEveryIndex:
         index.remove(["x"])
 
     @pytest.mark.parametrize("seed", range(3))
-    def test_search_equals_brute_force(self, opened, seed, monkeypatch):
-        monkeypatch.setattr(retrieval, "BLOCK_VALUES", 13 * WIDTH)  # many small blocks
+    def test_a_search_equals_brute_force(self, opened, seed, monkeypatch):
+        monkeypatch.setattr(similarity, "BLOCK_VALUES", 13 * WIDTH)  # many small blocks
         records, vectors = library(seed)
         queries = random_rows(5, 100 + seed)
         index = opened(width=WIDTH)
@@ -121,60 +126,61 @@ class TestEveryIndex:
         ]
         for top_k in (1, 7, 99):
             for terms in filters:
-                for query, hits in zip(queries, index.search(queries, top_k, **terms), strict=True):
-                    assert_found(hits, brute_force(records, vectors, query, top_k, **terms))
+                for query, matches in zip(queries, index.search(queries, top_k, **terms), strict=True):
+                    assert_found(matches, brute_force(records, vectors, query, top_k, **terms))
         assert_found(
             index.search(queries[:1], folder="/m/a/")[0], brute_force(records, vectors, queries[0], 10, "/m/a")
         )
 
-    def test_a_hit_has_the_fields_of_its_record(self, opened):
+    def test_a_match_has_the_fields_of_its_record(self, opened):
         index = opened(width=WIDTH)
         index.upsert([Record("x/1.abc", "k", "jig", "score"), Record("2.abc", "l")], AXES[:2])
-        assert index.search(AXES[:1], 1) == [[Hit("x/1.abc", "jig", "score", 1.0)]]
-        assert index.search(AXES[1:2], 1) == [[Hit("2.abc", "", "", 1.0)]]
+        assert index.search(AXES[:1], 1) == [[Match("x/1.abc", "jig", "score", 1.0)]]
+        assert index.search(AXES[1:2], 1) == [[Match("2.abc", "", "", 1.0)]]
 
     def test_equal_vectors_are_all_found(self, opened):
         index = opened(width=WIDTH)
         records = [Record(f"{i}", f"{i}") for i in range(12)]
         index.upsert(records, AXES[[0, 1, 2] * 4])
-        [hits] = index.search(AXES[1:2], 4)
-        assert sorted(int(hit.path) for hit in hits) == [1, 4, 7, 10] and {hit.similarity for hit in hits} == {1.0}
+        [matches] = index.search(AXES[1:2], 4)
+        assert sorted(int(match.path) for match in matches) == [1, 4, 7, 10]
+        assert {match.similarity for match in matches} == {1.0}
 
-    def test_the_same_content_at_two_paths_is_two_hits(self, opened):
+    def test_the_same_content_at_two_paths_is_two_matches(self, opened):
         index = opened(width=WIDTH)
         index.upsert([Record("a", "same"), Record("b", "same"), Record("c", "other")], AXES[[0, 0, 1]])
-        assert {hit.path for hit in index.search(AXES[:1], 2)[0]} == {"a", "b"}
+        assert {match.path for match in index.search(AXES[:1], 2)[0]} == {"a", "b"}
         index.remove(["a"])
         assert index.search(AXES[:1], 1)[0][0].path == "b" and index.keys() == {"same", "other"}
 
-    def test_upsert_replaces_what_has_the_path(self, opened):
+    def test_upsert_replaces_the_record_of_a_path(self, opened):
         index = opened(width=WIDTH)
         index.upsert([Record("a", "old", "jig"), Record("b", "k")], AXES[:2])
         index.upsert([Record("a", "new", "reel")], AXES[2:3])
         index.upsert([Record("c", "1"), Record("c", "2")], AXES[3:5])  # the last counts
         assert len(index) == 3 and index.keys() == {"new", "k", "2"}
         assert set(index.records()) == {Record("a", "new", "reel"), Record("b", "k"), Record("c", "2")}
-        [hits] = index.search(AXES[2:3])
-        assert hits[0] == Hit("a", "reel", "", 1.0) and [hit.similarity for hit in hits] == [1, 0, 0]
+        [matches] = index.search(AXES[2:3])
+        assert matches[0] == Match("a", "reel", "", 1.0) and [match.similarity for match in matches] == [1, 0, 0]
         assert index.search(AXES[4:5], 1)[0][0].path == "c" and index.search(AXES[:1], label="jig") == [[]]
 
-    def test_what_is_removed_is_gone(self, opened):
+    def test_removed_records_are_gone(self, opened):
         records, vectors = library(7, 40)
         index = opened(width=WIDTH)
         index.upsert(records, vectors)
-        for cut in (5, 20, 30, 40):  # past half of them the exact index writes its matrix anew
+        for cut in (5, 20, 30, 40):  # past half of them the exact index rewrites its matrix
             index.remove([record.path for record in records[:cut]] + ["absent"])
             assert len(index) == 40 - cut and set(index.records()) == set(records[cut:])
-            for vector, hits in zip(vectors, index.search(vectors, 40), strict=True):
-                assert_found(hits, brute_force(records[cut:], vectors[cut:], vector, 40))
+            for vector, matches in zip(vectors, index.search(vectors, 40), strict=True):
+                assert_found(matches, brute_force(records[cut:], vectors[cut:], vector, 40))
         index.upsert(records[:3], vectors[:3])
         assert index.paths() == {record.path for record in records[:3]}
 
-    def test_indexing_goes_on_where_it_was(self, opened):
+    def test_a_reopened_index_continues(self, opened):
         records, vectors = library(1, 30)
         index = opened(width=WIDTH)
         index.upsert(records[:11], vectors[:11])
-        again = opened(width=WIDTH)  # making what is there opens it
+        again = opened(width=WIDTH)  # creating an index that exists opens it
         assert again.keys() == {record.key for record in records[:11]}
         again.upsert(records[11:], vectors[11:])
         assert len(index) == 30 and index.keys() == {record.key for record in records}  # the first sees it
@@ -183,7 +189,7 @@ class TestEveryIndex:
         assert found[records[20].key].dtype == np.float32
         np.testing.assert_array_equal(found[records[4].key], vectors[4])
 
-    def test_more_than_a_message_holds(self, opened, monkeypatch):
+    def test_records_beyond_one_message(self, opened, monkeypatch):
         monkeypatch.setattr("clamplib.retrieval.milvus.PART", 300)
         index = opened(width=WIDTH)
         records = [Record(f"{i}", f"key {i % 1500}") for i in range(2100)]
@@ -191,22 +197,25 @@ class TestEveryIndex:
         index.upsert(records, vectors)
         assert len(index) == 2100 and set(index.records()) == set(records)
         assert len(index.vectors(record.key for record in records)) == 1500
-        assert [hits[0].path for hits in index.search(vectors[::2], 1)] == [f"{i}" for i in range(0, 2100, 2)]
+        assert [matches[0].path for matches in index.search(vectors[::2], 1)] == [f"{i}" for i in range(0, 2100, 2)]
         index.remove(record.path for record in records[:1600])
         assert index.paths() == {f"{i}" for i in range(1600, 2100)}
 
-    @pytest.mark.parametrize("text", HOSTILE)
-    def test_names_are_data(self, opened, text):
+    def test_names_are_data(self, opened):
         index = opened(width=WIDTH)
-        own = Record(f"/{text}/x", text, text, text[:16])
-        index.upsert([own, Record("/a/x", "a", "a", "a"), Record("/1x0/x", "b", "100", "b")], AXES[:3])
-        assert own in index.records() and index.vectors([text]).keys() == {text}
-        for terms in ({"folder": f"/{text}"}, {"label": text}, {"modality": text[:16]}):
-            assert [[hit.path for hit in hits] for hits in index.search(AXES[:1], **terms)] == [[own.path]]
-        index.remove([own.path])
-        assert len(index) == 2
+        own = [Record(f"/{text}/x", text, text, text[:16]) for text in HOSTILE]
+        others = [Record("/a/x", "a", "a", "a"), Record("/1x0/x", "b", "100", "b")]
+        index.upsert([*own, *others], AXES[[0] * len(own) + [1, 2]])
+        assert set(index.records()) == {*own, *others} and index.vectors(HOSTILE).keys() == set(HOSTILE)
+        for text, record in zip(HOSTILE, own, strict=True):
+            for terms in ({"folder": f"/{text}"}, {"label": text}, {"modality": text[:16]}):
+                [matches] = index.search(AXES[:1], **terms)
+                assert [match.path for match in matches] == [record.path], terms
+        for left, record in enumerate(own, 1):
+            index.remove([record.path])
+            assert len(index) == len(own) + len(others) - left and record not in index.records()
 
-    def test_refuses_another_space(self, opened):
+    def test_another_space_is_refused(self, opened):
         opened(width=WIDTH)
         opened({**SPACE, "variant": "/elsewhere/mini"})
         opened(None)
@@ -216,23 +225,24 @@ class TestEveryIndex:
         with pytest.raises(InputError, match=PLACE + r": expected vectors of 8 values, got 9"):
             opened(width=9)
 
-    def test_takes_any_space_when_its_own_is_unknown(self, opened):
+    def test_an_index_of_unknown_space_takes_any(self, opened):
         opened(None, WIDTH)
         opened(SPACE)
 
-    def test_opens_nothing_that_is_not_there(self, opened, tmp_path):
+    def test_an_absent_index_is_an_error(self, opened, tmp_path):
         with pytest.raises(InputError, match=PLACE + r": expected an index, there is none; .*clamp3 index"):
             opened()
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("value", [0, 0.5, 2, np.nan, np.inf])
-    def test_refuses_what_is_no_unit_vector(self, opened, value):
+    def test_vectors_of_other_lengths_are_refused(self, opened):
         index = opened(width=WIDTH)
-        with pytest.raises(InputError, match=r"b\.abc: expected a vector of length 1, got length "):
-            index.upsert([Record("a.abc", "a"), Record("b.abc", "b")], np.where(AXES[:2] == 1, [[1], [value]], 0))
+        for value in (0, 0.5, 2, np.nan, np.inf):
+            vectors = np.where(AXES[:2] == 1, [[1], [value]], 0)
+            with pytest.raises(InputError, match=r"b\.abc: expected a vector of length 1, got length "):
+                index.upsert([Record("a.abc", "a"), Record("b.abc", "b")], vectors)
         assert len(index) == 0
 
-    def test_refuses_wrong_shapes(self, opened):
+    def test_wrong_shapes_are_refused(self, opened):
         index = opened(width=WIDTH)
         with pytest.raises(InputError, match=PLACE + r": expected vectors \[1, 8\], got \[1, 9\]"):
             index.upsert([Record("a", "a")], np.ones((1, 9)))
@@ -242,33 +252,34 @@ class TestEveryIndex:
         with pytest.raises(ValueError, match="top_k"):
             index.search(AXES, 0)
 
-    @pytest.mark.parametrize("value", [0, 0.5, np.nan, np.inf])
-    def test_refuses_queries_that_are_no_unit_vectors(self, opened, value):
+    def test_queries_of_other_lengths_are_refused(self, opened):
         index = opened(width=WIDTH)
         index.upsert([Record("a", "a")], AXES[:1])
-        with pytest.raises(InputError, match=PLACE + r": query 2: expected a vector of length 1, got length "):
-            index.search(np.where(AXES[:2] == 1, [[1], [value]], 0))
+        for value in (0, 0.5, np.nan, np.inf):
+            queries = np.where(AXES[:2] == 1, [[1], [value]], 0)
+            with pytest.raises(InputError, match=PLACE + r": query 2: expected a vector of length 1, got length "):
+                index.search(queries)
 
 
 def test_ties_come_in_the_order_of_adding(tmp_path, monkeypatch):
-    monkeypatch.setattr(retrieval, "BLOCK_VALUES", 3 * WIDTH)
+    monkeypatch.setattr(similarity, "BLOCK_VALUES", 3 * WIDTH)
     index = ExactIndex(tmp_path, SPACE, WIDTH)
     index.upsert([Record(f"{i}", f"{i}") for i in (5, 3, 9, 1, 7, 2, 8)], AXES[[0, 0, 1, 0, 0, 1, 0]])
     index.upsert([Record("5", "again")], AXES[:1])
-    assert [hit.path for hit in index.search(AXES[:1], 4)[0]] == ["3", "1", "7", "8"]
-    assert [hit.path for hit in index.search(AXES[:1], 9)[0]] == ["3", "1", "7", "8", "5", "9", "2"]
+    assert [match.path for match in index.search(AXES[:1], 4)[0]] == ["3", "1", "7", "8"]
+    assert [match.path for match in index.search(AXES[:1], 9)[0]] == ["3", "1", "7", "8", "5", "9", "2"]
 
 
 def test_names_need_not_be_unicode(tmp_path):
     index = ExactIndex(tmp_path, SPACE, WIDTH)
     name = os.fsdecode(b"/caf\xe9/a")
     index.upsert([Record(name, "k", name), Record("/b", "l")], AXES[:2])
-    assert index.search(AXES[:1], folder=os.fsdecode(b"/caf\xe9"), label=name) == [[Hit(name, name, "", 1.0)]]
+    assert index.search(AXES[:1], folder=os.fsdecode(b"/caf\xe9"), label=name) == [[Match(name, name, "", 1.0)]]
     index.remove([name])
     assert index.paths() == {"/b"}
 
 
-def test_removing_gives_the_room_back(tmp_path):
+def test_removing_frees_disk_space(tmp_path):
     records, vectors = library(0, 50)
     index = ExactIndex(tmp_path, SPACE, WIDTH)
     index.upsert(records, vectors)
@@ -281,23 +292,8 @@ def test_removing_gives_the_room_back(tmp_path):
     assert matrix.stat().st_size == 10 * WIDTH * 4
 
 
-@pytest.mark.parametrize("top_k", [1, 10, 5000])
-def test_many_blocks_give_what_one_gives(monkeypatch, top_k):
-    """Also among duplicates, which share a similarity, and with rows left out."""
-    vectors = random_rows(300)[np.random.default_rng(1).integers(300, size=4000)]
-    queries, rows = random_rows(9, 2), np.flatnonzero(np.random.default_rng(3).random(4000) < 0.7)
-    places, expected = retrieval.search(queries, vectors[rows], top_k)
-    for block_values in (50 * WIDTH, 1 << 20):
-        monkeypatch.setattr(retrieval, "BLOCK_VALUES", block_values)
-        best, similarities = index_module._closest(queries, vectors, rows, top_k)
-        np.testing.assert_allclose(similarities, expected, atol=1e-6)
-        np.testing.assert_allclose(np.einsum("qkd,qd->qk", vectors[best], queries), expected, atol=1e-6)
-        assert all(len(set(row)) == len(row) for row in best.tolist()) and np.isin(best, rows).all()
-        assert best.shape == places.shape
-
-
 def test_a_full_disk_changes_nothing(tmp_path):
-    """A limit on the size of files stands for it."""
+    """A limit on the size of files stands in for a full disk."""
     resource = pytest.importorskip("resource")
     records, vectors = library(0, 60)
     index = ExactIndex(tmp_path, SPACE, WIDTH)
@@ -311,8 +307,8 @@ def test_a_full_disk_changes_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert set(index.records()) == set(records[:20])
     index.upsert(records[20:], vectors[20:])
-    for vector, hits in zip(vectors, index.search(vectors, 60), strict=True):
-        assert_found(hits, brute_force(records, vectors, vector, 60))
+    for vector, matches in zip(vectors, index.search(vectors, 60), strict=True):
+        assert_found(matches, brute_force(records, vectors, vector, 60))
 
 
 def test_two_writers_take_turns(tmp_path):
@@ -331,16 +327,16 @@ for turn in range(40):
     index = ExactIndex(tmp_path)
     assert index.paths() == {f"{name} {turn} {i}" for name in range(4) for turn in range(10) for i in range(3)}
     assert index.keys() == {str(turn) for turn in range(30, 40)}
-    for name, hits in enumerate(index.search(np.eye(4), 30)):
-        assert {hit.path[0] for hit in hits} == {str(name)} and {hit.similarity for hit in hits} == {1.0}
+    for name, matches in enumerate(index.search(np.eye(4), 30)):
+        assert {match.path[0] for match in matches} == {str(name)} and {match.similarity for match in matches} == {1.0}
 
 
-def test_a_search_keeps_what_it_found(tmp_path, monkeypatch):
+def test_writers_wait_for_a_search(tmp_path, monkeypatch):
     records, vectors = library(0, 20)
     index = ExactIndex(tmp_path, SPACE, WIDTH)
     index.upsert(records, vectors)
     monkeypatch.setattr("clamplib.retrieval.index.LOCK_SECONDS", 0.01)
-    real = index_module._closest
+    real = similarity.search
 
     def search_while_others_write(*arguments):
         for write in (lambda: index.remove([records[0].path]), lambda: index.upsert(records[:1], vectors[1:2])):
@@ -348,7 +344,7 @@ def test_a_search_keeps_what_it_found(tmp_path, monkeypatch):
                 write()
         return real(*arguments)
 
-    monkeypatch.setattr(index_module, "_closest", search_while_others_write)
+    monkeypatch.setattr(similarity, "search", search_while_others_write)
     assert_found(index.search(vectors[:1], 20)[0], brute_force(records, vectors, vectors[0], 20))
     monkeypatch.undo()
     index.upsert(records[:1], vectors[1:2])
@@ -373,7 +369,7 @@ def test_a_damaged_index_is_named(tmp_path):
     matrix.write_bytes(matrix.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"vectors-.*\.f32: expected 2 vectors of 8 values, .*shorter .*make it again"):
         index.search(AXES[:1])
-    with pytest.raises(InputError, match="the file is shorter or missing"):  # a gap is not filled up with zeros
+    with pytest.raises(InputError, match="the file is shorter or missing"):  # the gap is not filled with zeros
         index.upsert([Record("c", "c")], AXES[:1])
     matrix.unlink()
     with pytest.raises(InputError, match="the file is shorter or missing"):
@@ -420,8 +416,9 @@ def state(folder):
     found = {}
     if os.path.exists(folder):
         index = ExactIndex(folder, None, 4)
-        vectors = {hit.path: row for row, hits in enumerate(index.search(np.eye(4), 99)) for hit in hits
-                   if hit.similarity > .5}
+        vectors = {}
+        for row, matches in enumerate(index.search(np.eye(4), 99)):
+            vectors |= {match.path: row for match in matches if match.similarity > .5}
         found = {record.path: (record.key, vectors.pop(record.path)) for record in index.records()}
         assert not vectors and len(index) == len(found)
     return found
@@ -452,7 +449,7 @@ print(*seen)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a process")
 @pytest.mark.parametrize("action", ["create", "upsert", "remove"])
-def test_killed_at_any_line_it_is_as_before_or_as_after(tmp_path, action):
+def test_a_write_killed_at_any_line_is_undone_or_complete(tmp_path, action):
     command = [sys.executable, "-W", "error", "-c", KILLED_AT_EVERY_LINE, str(tmp_path), action]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -461,7 +458,7 @@ def test_killed_at_any_line_it_is_as_before_or_as_after(tmp_path, action):
     assert before + after > 20 and (action == "create" or min(before, after) > 5)
 
 
-def test_half_a_write_is_no_write(tmp_path):
+def test_an_unfinished_write_has_no_effect(tmp_path):
     records, vectors = library(0, 20)
     index = ExactIndex(tmp_path / "i", SPACE, WIDTH)
     index.upsert(records[:10], vectors[:10])
@@ -473,8 +470,8 @@ def test_half_a_write_is_no_write(tmp_path):
         index = ExactIndex(tmp_path / folder, SPACE)
         assert len(index) == 10
         index.upsert(records[10:], vectors[10:])
-        for vector, hits in zip(vectors, index.search(vectors, 20), strict=True):
-            assert_found(hits, brute_force(records, vectors, vector, 20))
+        for vector, matches in zip(vectors, index.search(vectors, 20), strict=True):
+            assert_found(matches, brute_force(records, vectors, vector, 20))
 
 
 def test_the_table_is_plain_sqlite(tmp_path):

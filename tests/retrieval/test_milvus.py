@@ -1,4 +1,4 @@
-"""What is Milvus's own; what every index does is in test_index.py."""
+"""What is particular to Milvus. What every index does is in test_index.py."""
 
 import os
 import socket
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from clamplib.files import InputError
-from clamplib.retrieval.index import Hit, Record
-from clamplib.retrieval.milvus import MOST_HITS, TEXT_BYTES, MilvusIndex, _quote, _without_password
+from clamplib.retrieval.index import Match, Record
+from clamplib.retrieval.milvus import MAX_MATCHES, TEXT_BYTES, MilvusIndex, hide_password, quote_text
 
-pytest.importorskip("pymilvus", reason="no Milvus")
-pytest.importorskip("milvus_lite", reason="no Milvus Lite")
+pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra milvus")
+pytest.importorskip("milvus_lite", reason="milvus-lite is not installed: extra milvus")
 
 SPACE = {"weights_sha256": "ab", "kind": "clamp3 global"}
 AXES = np.eye(4, dtype=np.float32)
@@ -33,7 +33,7 @@ def test_quoted_texts_are_one_literal():
     rng = np.random.default_rng(0)
     for _ in range(500):
         text = "".join(rng.choice(list("\"'\\\n\rnx =%_é{}"), rng.integers(0, 12)))
-        string, end = tokenize(_quote(text))
+        string, end = tokenize(quote_text(text))
         assert string.value == text and end.text == ""
 
 
@@ -45,7 +45,7 @@ def test_a_server_is_used_like_a_file(tmp_path):
         with MilvusIndex(f"http://127.0.0.1:{port}", SPACE, 4) as index:
             index.upsert([Record("a", "k"), Record("b", "l", "jig")], AXES[:2])
         with MilvusIndex(f"http://127.0.0.1:{port}", SPACE) as index:
-            assert index.search(AXES[1:2], label="jig") == [[Hit("b", "jig", "", 1.0)]]
+            assert index.search(AXES[1:2], label="jig") == [[Match("b", "jig", "", 1.0)]]
         with pytest.raises(InputError, match="there is none"):
             MilvusIndex(f"http://127.0.0.1:{port}", SPACE, collection="another")
     finally:
@@ -53,7 +53,7 @@ def test_a_server_is_used_like_a_file(tmp_path):
         data.close()
 
 
-def test_no_server_is_named():
+def test_an_address_without_a_server_is_named():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -73,13 +73,13 @@ def test_no_server_is_named():
         ("me@home/library.db", "me@home/library.db"),
     ],
 )
-def test_a_place_is_shown_without_its_password(location, shown):
-    assert _without_password(location) == shown
+def test_a_location_is_shown_without_its_password(location, shown):
+    assert hide_password(location) == shown
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What pymilvus's client is made with; it goes no further."""
+def logins(monkeypatch):
+    """The arguments that pymilvus's client gets. Every call of it fails."""
     import pymilvus
 
     calls = []
@@ -92,7 +92,7 @@ def asked(monkeypatch):
     return calls
 
 
-def test_a_server_is_told_who_asks(asked, monkeypatch, tmp_path):
+def test_a_login_goes_to_the_server(logins, monkeypatch, tmp_path):
     monkeypatch.delenv("MILVUS_TOKEN", raising=False)
     for uri in ("http://host", "http://user:password@host"):
         with pytest.raises(InputError, match="^http://host: .*refused"):
@@ -101,28 +101,32 @@ def test_a_server_is_told_who_asks(asked, monkeypatch, tmp_path):
     for place in ("http://host", tmp_path / "own.db"):
         with pytest.raises(InputError):
             MilvusIndex(place, SPACE, 4)
-    assert [token for _, token in asked] == ["", "", "key", ""]
+    assert [token for _, token in logins] == ["", "", "key", ""]
 
 
-def test_what_a_server_refuses_is_named(tmp_path):
+def test_a_refused_call_is_named(tmp_path):
+    from pymilvus import MilvusClient
+
     with MilvusIndex(tmp_path / "library.db", SPACE, 4) as index:
-        index._client.drop_collection(index.collection)
+        client = MilvusClient(str(tmp_path / "library.db"))
+        client.drop_collection(index.collection)
+        client.close()
         with pytest.raises(InputError, match=r"library\.db: expected Milvus to do search, got: "):
             index.search(AXES[:1])
 
 
-def test_other_places_are_refused(tmp_path):
+def test_other_locations_are_refused(tmp_path):
     for name in (tmp_path / "library", "ftp://host"):
         with pytest.raises(InputError, match=r"expected a name that ends in \.db, or http"):
             MilvusIndex(name, SPACE, 4)
 
 
-def test_a_collection_of_others_is_refused(tmp_path):
+def test_a_foreign_collection_is_refused(tmp_path):
     from pymilvus import MilvusClient
 
     client = MilvusClient(str(tmp_path / "own.db"))
     client.create_collection("clamp3", dimension=4)
-    with pytest.raises(InputError, match=r"own\.db: its collection 'clamp3' is none that `clamp3 index` has made"):
+    with pytest.raises(InputError, match=r"own\.db: its collection 'clamp3' was not made by `clamp3 index`"):
         MilvusIndex(tmp_path / "own.db", SPACE, 4)
     with MilvusIndex(tmp_path / "own.db", SPACE, 4, collection="another") as index:
         assert len(index) == 0
@@ -143,7 +147,7 @@ def test_texts_have_limits(tmp_path):
         with pytest.raises(InputError, match="expected a name in Unicode"):
             index.search(AXES[:1], label=os.fsdecode(b"caf\xe9"))
         with pytest.raises(InputError, match="top_k of at most 16384"):
-            index.search(AXES, MOST_HITS + 1)
+            index.search(AXES, MAX_MATCHES + 1)
 
 
 PROCESS = """
@@ -161,16 +165,18 @@ index.close()
 """
 
 
-def test_what_a_process_wrote_the_next_one_finds(tmp_path):
+def test_a_process_finds_what_another_wrote(tmp_path):
     for arguments, count in (([], 3), (["killed"], 6), ([], 9)):
         command = [sys.executable, "-W", "error", "-c", PROCESS, str(tmp_path / "library.db"), *arguments]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 9 * len(arguments), done.stderr
-        assert done.stdout.split() == [f"{count}", f"{count}"] or arguments  # what was printed dies unflushed
+        assert (
+            done.stdout.split() == [f"{count}", f"{count}"] or arguments
+        )  # a killed process loses its buffered output
 
 
 @pytest.mark.parametrize("package", ["pymilvus", "milvus_lite"])
 def test_the_extra_is_named(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r"clamplib\[milvus\]"):
+    with pytest.raises(ImportError, match=r"pip install .*\[milvus\]"):
         MilvusIndex(tmp_path / "library.db", SPACE, 4)

@@ -1,8 +1,7 @@
-"""What a source looks and sounds like: engraved notation, a piano roll, its first minute as sound.
+"""Previews of sources: engraved notation, a piano roll, and the first minute of sound.
 
-Scores are engraved by verovio, and what is notes is played by midirenderer with the sound font of pretty_midi. All of
-that holds Python's lock, and a score that nobody foresaw may crash an engraver, so `Previews` leaves it to a process
-of its own.
+Verovio engraves scores; midirenderer plays scores and MIDI with the sound font of pretty_midi. Both hold Python's
+global lock while they work, and an unusual score may crash the engraver, so `Previews` runs them in another process.
 """
 
 import asyncio
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import mido
@@ -26,97 +26,127 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from clamplib.audio import Waveform
 from clamplib.embedding.reading import modality_of
-from clamplib.files import InputError, atomic_path, describe, show
+from clamplib.files import InputError, atomic_path, show
 from clamplib.formats.mtf import mtf_to_midi, parse_midi
 from clamplib.formats.notation import abc_to_xml
 from clamplib.formats.score_files import read_text, score_text
+from clamplib.jobs import describe
 
 try:
     import midirenderer
     import soundfile
     import verovio
 except ImportError as error:
-    raise ImportError('the search page needs packages of its own: pip install "clamplib[web]"') from error
+    raise ImportError(
+        'the search page needs extra packages; in a clone, run: pip install -c constraints.txt -e ".[web]"'
+    ) from error
 
-MEASURES = 64  # of a score, that are engraved and played
-SECONDS = 60  # of sound
+MEASURES = 64  # of a score that are engraved and played
+SOUND_SECONDS = 60
 ROLL_SECONDS = 20
-TAIL_SECONDS = 1.0  # for the last notes to fade
-PATIENCE = 60  # seconds for one preview
-RETRY = 600  # seconds until what failed is tried again
-MOST_BYTES = 512 * 2**20  # of previews on the disk, of which a minute of sound takes five million
+TAIL_SECONDS = 1.0  # in which the last notes fade
+PATIENCE = 60  # seconds that one preview may take
+RETRY = 600  # seconds until a failed preview is tried again
+MOST_BYTES = 512 * 2**20  # of previews on the disk; a minute of sound takes 5 MB
 
-WIDE, NARROW = 1600, 900  # units of verovio; SCALE % of them are pixels
-SYSTEM_HEIGHT = 520  # units; as many systems as fit, one at least
-SCALE = 40
-ROLL = (640, 112)  # pixels
-DRUMS = 9  # the channel without pitches
-COLORS = ("#3f6f8f", "#a2603a", "#5f7d4a", "#7d5a86", "#8a7430", "#4d7f7b")
+WIDE, NARROW = 1600, 900  # verovio's units, which SCALE turns into pixels
+SYSTEM_HEIGHT = 520  # verovio's units; as many systems are drawn as fit, at least one
+SCALE = 40  # percent
+ROLL_WIDTH, ROLL_HEIGHT = 640, 112  # pixels
+DRUMS = 9  # the MIDI channel of percussion, which has no pitches
+CHANNEL_COLORS = ("#3f6f8f", "#a2603a", "#5f7d4a", "#7d5a86", "#8a7430", "#4d7f7b")
 DRUM_COLOR, LINE_COLOR = "#b9b4ab", "#e4e0d7"
 
-SOUND_RATE = 44_100  # of a recording that is decoded here
+SOUND_RATE = 44_100  # Hz, of decoded recordings
 TREBLE = "<attributes><clef><sign>G</sign><line>2</line></clef></attributes>"
-BPM = 120  # of the MIDI that is played; its tempo changes are in its times
+BPM = 120  # of the MIDI that is played; tempo changes are already part of the times
 
 
 def engrave(source: os.PathLike, target: Path, width: int = WIDE) -> None:
-    """Writes the first systems of a score as SVG. Raises InputError."""
+    """Writes the first systems of a score as SVG.
+
+    Args:
+        source: a score.
+        target: the file to write.
+        width: of a system, in verovio's units.
+
+    Raises:
+        InputError: the source is not a score that verovio can read.
+    """
     target.write_text(_loaded(source, width).renderToSVG(1), encoding="utf-8")
 
 
 def draw_roll(source: os.PathLike, target: Path) -> None:
-    """Writes the beginning of a MIDI file as a piano roll, in SVG, a color each channel, with a line at each C.
+    """Writes the first ROLL_SECONDS of a MIDI file as a piano roll in SVG, one color per channel, a line at each C.
 
-    Raises InputError.
+    Raises:
+        InputError: the source is not a MIDI file, or it has no notes.
     """
     notes = _notes(_beginning(_midi(source), ROLL_SECONDS))
-    width, height = ROLL
-    length = max(end for _, end, _, _ in notes)
-    pitches = [pitch for _, _, pitch, channel in notes if channel != DRUMS] or [60]
-    lowest, highest = min(pitches) - 2, max(pitches) + 2
-    row = min(height / (highest - lowest + 1), 8)
+    length = max(note.end for note in notes)
+    pitches = [note.pitch for note in notes if note.channel != DRUMS] or [60]
+    lowest = min(pitches) - 2
+    highest = max(pitches) + 2
+    row = min(ROLL_HEIGHT / (highest - lowest + 1), 8)  # pixels per semitone
 
     def top(pitch: int) -> float:
-        return height / 2 + ((lowest + highest) / 2 - pitch - 0.5) * row
+        return ROLL_HEIGHT / 2 + ((lowest + highest) / 2 - pitch - 0.5) * row
 
     bars = defaultdict(list)
-    for start, end, pitch, channel in notes:
-        y = height - row if channel == DRUMS else top(pitch)
-        x, w = start / length * width, max((end - start) / length * width - 0.8, 1)
-        bars[channel].append(f"M{x:.1f} {y:.1f}h{w:.1f}v{row * 0.85:.1f}h-{w:.1f}z")
-    pitched = sorted(bars.keys() - {DRUMS})
-    colors = {DRUMS: DRUM_COLOR} | {c: COLORS[i % len(COLORS)] for i, c in enumerate(pitched)}
-    lines = "".join(f"M0 {top(c) + row:.1f}h{width}" for c in range(0, 128, 12) if lowest <= c <= highest)
-    paths = f'<path stroke="{LINE_COLOR}" d="{lines}"/>'
-    paths += "".join(f'<path fill="{colors[channel]}" d="{"".join(bars[channel])}"/>' for channel in sorted(bars))
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" preserveAspectRatio="none">'
-    target.write_text(f"{svg}{paths}</svg>")
+    for note in notes:
+        x = note.start / length * ROLL_WIDTH
+        y = ROLL_HEIGHT - row if note.channel == DRUMS else top(note.pitch)
+        w = max((note.end - note.start) / length * ROLL_WIDTH - 0.8, 1)
+        bars[note.channel].append(f"M{x:.1f} {y:.1f}h{w:.1f}v{row * 0.85:.1f}h-{w:.1f}z")
+    colors = {DRUMS: DRUM_COLOR}
+    for number, channel in enumerate(sorted(bars.keys() - {DRUMS})):
+        colors[channel] = CHANNEL_COLORS[number % len(CHANNEL_COLORS)]
+    lines = "".join(f"M0 {top(c) + row:.1f}h{ROLL_WIDTH}" for c in range(0, 128, 12) if lowest <= c <= highest)
+    paths = [f'<path stroke="{LINE_COLOR}" d="{lines}"/>']
+    for channel in sorted(bars):
+        paths.append(f'<path fill="{colors[channel]}" d="{"".join(bars[channel])}"/>')
+    view = f'viewBox="0 0 {ROLL_WIDTH} {ROLL_HEIGHT}" preserveAspectRatio="none"'
+    target.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {view}>{"".join(paths)}</svg>')
 
 
 def play(source: os.PathLike, target: Path) -> None:
-    """Writes the first minute of a score, a MIDI file or a recording as a mono WAV file. Raises InputError."""
-    sound = _recorded(source) if modality_of(source) == "audio" else _synthesized(_beginning(_midi(source), SECONDS))
+    """Writes the first minute of a score, a MIDI file or a recording as a mono WAV file.
+
+    Raises:
+        InputError: the source cannot be read, or it has no notes.
+    """
+    if modality_of(source) == "audio":
+        sound = _recorded(source)
+    else:
+        sound = _synthesized(_beginning(_midi(source), SOUND_SECONDS))
     soundfile.write(target, sound.samples, sound.rate, "PCM_16")
 
 
 class Previews:
-    """Previews in files of a folder, made in another process, one after the other, and again if their source changes.
+    """Makes previews as files of a folder, one after the other, and again if their source has changed.
 
-    It starts with the first preview, and anew where one has killed it. Those that were used last are kept, MOST_BYTES
-    of them, and for a while why there are no others: some take PATIENCE to fail.
+    Another process makes them. It starts with the first preview, and again if a preview has crashed it. Of the files
+    the most recently used MOST_BYTES are kept. Reasons of failure are kept for RETRY seconds, since some previews take
+    PATIENCE seconds to fail.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._sizes: dict[Path, int] = {}  # of those that are there; what was not used for longest comes first
-        self._problems: dict[Path, tuple[str, float]] = {}  # and when they were met
+        self._sizes: dict[Path, int] = {}  # of the files, the least recently used first
+        self._problems: dict[Path, tuple[str, float]] = {}  # the reason of a failure, and its time
         self._process: ProcessPoolExecutor | None = None
         self._turn = asyncio.Lock()
 
     async def get(self, make: Callable[[os.PathLike, Path], None], source: os.PathLike, name: str) -> Path:
-        """The file of that name, with the time of its source in front, written by `make`.
+        """Returns the file of a preview, and makes it first if it does not exist.
 
-        InputError says why there is none.
+        Args:
+            make: a function that writes the preview of a source to a path.
+            source: the source.
+            name: the name of the file, to which the source's modification time is prepended.
+
+        Raises:
+            InputError: the preview cannot be made; the message says why.
         """
         target = self.folder / f"{os.stat(source).st_mtime_ns}-{name}"
         async with self._turn:
@@ -134,7 +164,7 @@ class Previews:
             problem = await asyncio.wait_for(job, PATIENCE)
         except TimeoutError:
             self.close()
-            problem = f"it takes more than {PATIENCE} seconds"
+            problem = f"the preview takes more than {PATIENCE} seconds"
         except BrokenProcessPool:
             self._process = None
             problem = "the process that worked on it died: out of memory, or a crash in a library"
@@ -142,13 +172,13 @@ class Previews:
             self._problems[target] = problem, time.monotonic()
 
     def _failed_lately(self, target: Path) -> bool:
-        """What has failed a while ago is tried again: the machine may have been busy, or a disk full."""
+        """Says whether a preview failed recently. An old failure is forgotten: the machine may have been busy."""
         if target in self._problems and time.monotonic() - self._problems[target][1] > RETRY:
             del self._problems[target]
         return target in self._problems
 
     def _use(self, target: Path) -> None:
-        """Puts it last, and removes the first while all are too large."""
+        """Marks a file as the most recently used, and removes the least recently used ones beyond MOST_BYTES."""
         self._sizes.pop(target, None)
         self._sizes[target] = target.stat().st_size
         while sum(self._sizes.values()) > MOST_BYTES and len(self._sizes) > 1:
@@ -164,7 +194,7 @@ class Previews:
 
 
 def _write(write: Callable[[Path], None], target: Path) -> str | None:
-    """Runs in the process; an error crosses as text, since not every exception can be pickled."""
+    """Runs in the other process. Returns an error as text, since not every exception can be pickled."""
     try:
         with atomic_path(target) as temporary:
             write(temporary)
@@ -173,8 +203,10 @@ def _write(write: Callable[[Path], None], target: Path) -> str | None:
 
 
 def _loaded(source: os.PathLike, width: int) -> verovio.toolkit:
-    score, suffix = score_text(source), Path(source).suffix.lower()
-    if suffix not in (".krn", ".mei"):  # which verovio reads itself
+    """Returns verovio with the beginning of a score loaded."""
+    score = score_text(source)
+    suffix = Path(source).suffix.lower()
+    if suffix not in (".krn", ".mei"):  # verovio reads these itself
         score = _first_measures(abc_to_xml(score) if suffix == ".abc" else score)
     verovio.enableLog(verovio.LOG_OFF)
     toolkit = verovio.toolkit()
@@ -194,18 +226,18 @@ def _loaded(source: os.PathLike, width: int) -> verovio.toolkit:
         }
     )
     if not toolkit.loadData(score):
-        raise InputError(f"{show(source)}: expected a score, verovio cannot read it")
+        raise InputError(f"{show(source)}: expected a score that verovio can read")
     return toolkit
 
 
 def _first_measures(xml: str) -> str:
-    """The beginning of a score, with its clefs: engraving a symphony to show its first line takes a minute."""
+    """Cuts MusicXML after MEASURES measures: engraving a whole symphony to show one line takes a minute."""
     score = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", xml))
     for part in score.iter("part"):
         first, *others = part.findall("measure")
         for measure in others[MEASURES - 1 :]:
             part.remove(measure)
-        if first.find(".//clef") is None:  # abc2xml leaves a treble clef out, and verovio draws none then
+        if first.find(".//clef") is None:  # abc2xml omits treble clefs, and verovio then draws none
             first.insert(0, ElementTree.fromstring(TREBLE))
     return ElementTree.tostring(score, encoding="unicode")
 
@@ -214,11 +246,16 @@ def _midi(source: os.PathLike) -> mido.MidiFile:
     path = Path(source)
     if modality_of(path) == "score":
         return parse_midi(base64.b64decode(_loaded(source, WIDE).renderToMIDI()), show(path))
-    return mtf_to_midi(read_text(path)) if path.suffix.lower() == ".mtf" else parse_midi(path.read_bytes(), show(path))
+    if path.suffix.lower() == ".mtf":
+        return mtf_to_midi(read_text(path))
+    return parse_midi(path.read_bytes(), show(path))
 
 
 def _beginning(midi: mido.MidiFile, seconds: float) -> list[tuple[float, mido.Message]]:
-    """(seconds, message) from the first note on, without what is not played. InputError where there is no note."""
+    """Returns the playable messages of the given seconds from the first note on, each with its time in seconds.
+
+    Raises InputError if there are no notes.
+    """
     messages = list(midi)  # with their delays in seconds
     timed = list(zip(itertools.accumulate(message.time for message in messages), messages, strict=True))
     first = next((now for now, message in timed if message.type == "note_on" and message.velocity), None)
@@ -228,21 +265,34 @@ def _beginning(midi: mido.MidiFile, seconds: float) -> list[tuple[float, mido.Me
     return [(now, message) for now, message in kept if hasattr(message, "channel") and not message.is_meta]
 
 
-def _notes(timed: list[tuple[float, mido.Message]]) -> list[tuple[float, float, int, int]]:
-    """(start, end, pitch, channel) of each note, in seconds."""
-    sounding, notes = defaultdict(list), []
+class _Note(NamedTuple):
+    start: float  # seconds
+    end: float  # seconds
+    pitch: int
+    channel: int
+
+
+def _notes(timed: list[tuple[float, mido.Message]]) -> list[_Note]:
+    """Pairs note-on and note-off messages. Notes that are still sounding end with the last message."""
+    starts = defaultdict(list)  # of the notes that are sounding, by pitch and channel
+    notes = []
     for now, message in timed:
+        if message.type not in ("note_on", "note_off"):
+            continue
+        sounding = starts[message.note, message.channel]
         if message.type == "note_on" and message.velocity:
-            sounding[message.note, message.channel].append(now)
-        elif message.type in ("note_on", "note_off") and sounding[message.note, message.channel]:
-            notes.append((sounding[message.note, message.channel].pop(0), now, message.note, message.channel))
+            sounding.append(now)
+        elif sounding:
+            notes.append(_Note(sounding.pop(0), now, message.note, message.channel))
     end = max(timed[-1][0], 0.1)
-    return notes + [(start, end, *key) for key, starts in sounding.items() for start in starts]
+    for (pitch, channel), sounding in starts.items():
+        notes += [_Note(start, end, pitch, channel) for start in sounding]
+    return notes
 
 
 def _synthesized(timed: list[tuple[float, mido.Message]]) -> Waveform:
     midi = mido.MidiFile(type=0)
-    ticks = midi.ticks_per_beat * BPM / 60  # a second
+    ticks = midi.ticks_per_beat * BPM / 60  # per second
     times = [round(now * ticks) for now, _ in timed]
     delays = np.diff(times, prepend=0).tolist()
     track = [message.copy(time=delay) for delay, (_, message) in zip(delays, timed, strict=True)]
@@ -255,20 +305,21 @@ def _synthesized(timed: list[tuple[float, mido.Message]]) -> Waveform:
 
 
 def _font() -> Path:
-    """The General MIDI sound font that pretty_midi brings; the package is found, not imported."""
+    """Returns the General MIDI sound font in the package pretty_midi, which is located but not imported."""
     spec = find_spec("pretty_midi")
     if spec is None or spec.origin is None:
-        raise InputError("the sound font TimGM6mb.sf2 comes with pretty_midi: pip install pretty_midi")
+        raise InputError("the sound font TimGM6mb.sf2 is part of pretty_midi: pip install pretty_midi")
     return Path(spec.origin).with_name("TimGM6mb.sf2")
 
 
 def _recorded(source: os.PathLike) -> Waveform:
-    from clamplib.audio.decoding import samples  # an extra of its own
+    from clamplib.audio.decoding import samples  # needs the extra clamplib[audio]
 
-    blocks, count = [], 0
+    blocks = []
+    count = 0
     for block in samples(source, SOUND_RATE):
         blocks.append(block)
         count += len(block)
-        if count >= SECONDS * SOUND_RATE:
+        if count >= SOUND_SECONDS * SOUND_RATE:
             break
-    return Waveform(np.concatenate(blocks)[: SECONDS * SOUND_RATE], SOUND_RATE)
+    return Waveform(np.concatenate(blocks)[: SOUND_SECONDS * SOUND_RATE], SOUND_RATE)

@@ -1,1 +1,1 @@
-"""What vectors are worth: metrics, distances, labels, a linear probe, zero-shot classes."""
+"""Evaluation of vectors: metrics, distances between sets, labels, a linear probe, zero-shot classification."""

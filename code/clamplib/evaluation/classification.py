@@ -1,4 +1,4 @@
-"""Labeled vectors, which a classifier is trained and judged on, and how it errs: in text and as a picture."""
+"""Labeled vectors, to train and evaluate a classifier on, and its confusion matrix as text and as a picture."""
 
 import logging
 from collections.abc import Sequence
@@ -14,51 +14,72 @@ from clamplib.retrieval.similarity import Features
 
 logger = logging.getLogger(__name__)
 
-NUMBERED_CLASSES = 30  # with more classes the cells of the picture hold no numbers
-INCHES = (4.0, 0.35, 24.0)  # of the picture: at the least, a class, at the most
+NUMBERED_CLASSES = 30  # with more classes the cells of the picture show no counts
+SMALLEST_PICTURE = 4.0  # inches
+LARGEST_PICTURE = 24.0  # inches
+INCHES_PER_CLASS = 0.35
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Features that have a label."""
+class LabeledVectors:
+    """Feature vectors and their labels."""
 
-    vectors: np.ndarray  # float32 [N, D], as they were extracted
+    vectors: np.ndarray  # float32 [N, D], not normalized
     labels: list[str]  # N
-    keys: list[str]  # N; features of one key are parts of one piece
+    keys: list[str]  # N; features of the same key are parts of one piece
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: np.ndarray) -> "Examples":
-        return Examples(self.vectors[rows], [self.labels[i] for i in rows], [self.keys[i] for i in rows])
+    def take(self, rows: np.ndarray) -> "LabeledVectors":
+        """Returns some of them, by their rows [n]."""
+        return LabeledVectors(self.vectors[rows], [self.labels[i] for i in rows], [self.keys[i] for i in rows])
 
     def numbers(self, index: dict[str, int]) -> np.ndarray:
-        """The labels as int64 [N], by an index that knows them all."""
+        """Returns the labels as numbers, int64 [N], by an index that holds all of them."""
         return np.array([index[label] for label in self.labels], np.int64)
 
 
-def labeled(features: Features, folder: str | Path, source: str | Path = FROM_NAMES) -> Examples:
-    """The features of a folder that have a label, from their names or a table; the number of others is a warning.
+def label_features(features: Features, folder: str | Path, source: str | Path = FROM_NAMES) -> LabeledVectors:
+    """Selects the features of a folder that have a label. Warns about the number of others.
 
-    InputError where none has a label (see `labels.feature_labels`).
+    Args:
+        features: the features of `folder`.
+        folder: the folder that they were read from.
+        source: "names", or the file of a table (see `labels`).
+
+    Raises:
+        InputError: no feature has a label, or the table cannot be read.
     """
     labels = feature_labels(features.paths, features.keys, folder, source)
     rows = [row for row, label in enumerate(labels) if label is not None]
     if len(rows) < len(labels):
         without = show(features.paths[labels.index(None)])
         logger.warning("%d features have no label and are left out, such as %s", labels.count(None), without)
-    return Examples(features.raw[rows], [labels[row] for row in rows], [features.keys[row] for row in rows])
+    return LabeledVectors(features.raw[rows], [labels[row] for row in rows], [features.keys[row] for row in rows])
 
 
-def split(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Examples to train on and to evaluate on: of each label a share of the pieces is held out, at least one.
+def split(examples: LabeledVectors, share: float, seed: int) -> tuple[LabeledVectors, LabeledVectors]:
+    """Splits labeled vectors into some to train on and some to evaluate on.
 
-    A label of one piece is trained on only. InputError where nothing can be held out.
+    Of each label a share of the pieces, at least one, is held out. A label of only one piece is not held out.
+
+    Args:
+        examples: the labeled vectors.
+        share: the share to evaluate on, between 0 and 1.
+        seed: the seed of the random choice.
+
+    Returns:
+        The vectors to train on, and the vectors to evaluate on.
+
+    Raises:
+        InputError: `share` is out of range, or nothing can be held out.
     """
     if not 0 < share < 1:
         raise InputError(f"expected a share between 0 and 1 to evaluate on, got {share}")
     rng = np.random.default_rng(seed)
-    labels, keys = np.array(examples.labels), np.array(examples.keys)
+    labels = np.array(examples.labels)
+    keys = np.array(examples.keys)
     held_out = np.zeros(len(examples), bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
@@ -73,8 +94,15 @@ def split(examples: Examples, share: float, seed: int) -> tuple[Examples, Exampl
     return examples.take(np.flatnonzero(~held_out)), examples.take(np.flatnonzero(held_out))
 
 
-def number_labels(training: Examples, evaluation: Examples) -> dict[str, int]:
-    """label -> index, in alphabetical order. InputError where nothing can be learned or evaluated."""
+def number_labels(training: LabeledVectors, evaluation: LabeledVectors) -> dict[str, int]:
+    """Numbers the labels in alphabetical order.
+
+    Returns:
+        {label: number from 0}.
+
+    Raises:
+        InputError: all vectors to train on have the same label, or a label to evaluate on does not occur in training.
+    """
     classes = sorted(set(training.labels))
     if len(classes) < 2:
         raise InputError(
@@ -84,15 +112,16 @@ def number_labels(training: Examples, evaluation: Examples) -> dict[str, int]:
     unknown = sorted(set(evaluation.labels) - set(classes))
     if unknown:
         raise InputError(
-            "expected to evaluate on labels that are trained on, but nothing to train on is "
+            "expected to evaluate on labels that are trained on, but no feature to train on is labeled "
             + " or ".join(map(repr, unknown[:10]))
         )
     return {label: number for number, label in enumerate(classes)}
 
 
 def describe_confusion(confusion: np.ndarray, classes: Sequence[str]) -> str:
-    """Accuracy with its 95 % interval, macro F1, and the matrix [C, C] with a row a true class."""
-    metrics, count = classification_metrics(confusion), int(confusion.sum())
+    """Formats accuracy with its 95 % interval, macro F1, and the matrix [C, C] with one row per true class."""
+    metrics = classification_metrics(confusion)
+    count = int(confusion.sum())
     low, high = wilson_interval(metrics["accuracy"], count)
     width = max(len(str(confusion.max())), len(str(len(classes)))) + 2
     name_width = max(map(len, classes))
@@ -110,21 +139,22 @@ def describe_confusion(confusion: np.ndarray, classes: Sequence[str]) -> str:
 
 
 def draw_confusion(path: str | Path, confusion: np.ndarray, classes: Sequence[str]) -> None:
-    """The matrix [C, C] as a picture (.png, .pdf or .svg), shaded by the share of each true class.
+    """Draws the matrix [C, C] as a picture (.png, .pdf or .svg), shaded by the share of each true class.
 
-    ImportError where matplotlib is not installed, InputError for a suffix that it cannot write.
+    Raises:
+        ImportError: matplotlib is not installed.
+        InputError: the suffix is not one that matplotlib can write.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("a picture of the confusion matrix needs matplotlib: pip install matplotlib") from error
-    least, each, most = INCHES
-    size = min(least + each * len(classes), most)
+    size = min(SMALLEST_PICTURE + INCHES_PER_CLASS * len(classes), LARGEST_PICTURE)
     figure = Figure((size, size), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    # names are data: `$` begins no formula
+    # names are data: a `$` does not begin a formula
     axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
     axes.set_yticks(range(len(classes)), classes, parse_math=False)
     if len(classes) <= NUMBERED_CLASSES:

@@ -1,10 +1,9 @@
-"""How far apart two sets of vectors are, as sets: arrays in, numbers out.
+"""Distances between two sets of vectors: arrays in, numbers out.
 
-Conventions, for every function here: a set is [N, D], a vector a row, in any order; the first set is judged
-against the second, the reference. Nothing is scaled here: the distances are of vectors as they come, which is
-how papers give them, and two numbers compare only where the vectors of both were scaled alike and one model
-made them all. Intervals are of 95 %, by the spread of what each vector adds to the number (the delta method),
-and take the vectors for independent of each other.
+Conventions of every function here: a set is [N, D], one vector per row, in any order. The first set is judged against
+the second, the reference. The distances are of vectors as they are given, which is how papers report them; nothing is
+scaled. Two numbers are comparable only if one model made all vectors and all were scaled alike. Intervals are of 95 %,
+by the delta method, and assume that the vectors are independent of each other.
 """
 
 import math
@@ -17,65 +16,94 @@ from clamplib.files import InputError
 from clamplib.retrieval.similarity import unit_mean
 
 KAD_SCALE = 100.0
-MEDIAN_VECTORS = 4096  # at most, for the median of their distances: 128 MiB of float64
-ADVISED = 10  # vectors for each of their values, for a Frechet distance
-BLOCK_VALUES = 1 << 22  # values worked on at a time: 32 MiB of float64
+MEDIAN_VECTORS = 4096  # the most vectors whose median distance is computed: 128 MiB of float64
+ADVISED = 10  # vectors per dimension, for a Frechet distance
+DISTANCE_BLOCK_VALUES = 1 << 22  # values in memory at a time: 32 MiB of float64
 Z = 1.96
 
 
 def frechet_distance(vectors: np.ndarray, reference: np.ndarray) -> float:
-    """The squared Frechet distance of two normal distributions with the means and covariances of the sets.
+    """Computes the squared Frechet distance between normal distributions with the sets' means and covariances.
 
-    vectors: [N, D], reference: [M, D], two vectors or more each, also fewer than D; `sample_size_remark` says when
-    they are too few for a number to report. The same whichever set comes first, and never below 0.
-    InputError where a set is too small or not finite, or the widths differ.
+    It is symmetric and never below 0. `sample_size_remark` says when there are too few vectors for a number to report.
+
+    Args:
+        vectors: [N, D], with N of at least 2. N may be smaller than D.
+        reference: [M, D], with M of at least 2.
+
+    Raises:
+        InputError: a set is too small or not finite, or the widths differ.
     """
     vectors, reference = _check(vectors, reference, least=2)
     return _frechet(_moments(vectors), _moments(reference))
 
 
 def frechet_distance_infinity(vectors: np.ndarray, reference: np.ndarray, points: int = 15, seed: int = 0) -> float:
-    """The Frechet distance that endless vectors would have: its bias falls as 1 / N, and 1 / N goes to 0.
+    """Extrapolates the Frechet distance to infinitely many vectors (FAD-infinity).
 
-    A line is fitted to the distances of `points` random parts of `vectors` [N, D], of N / 5 to N vectors, each
-    against the whole reference [M, D], whose own bias stays. Chance may bring it below 0.
-    InputError as for `frechet_distance`, and for fewer than ADVISED x D vectors, whose bias is no line yet.
+    The bias of the distance falls as 1 / N. A line is fitted to the distances of random subsets of `vectors` and read
+    off at 1 / N = 0. The bias that comes from the size of the reference stays. The result may be below 0 by chance.
+
+    Args:
+        vectors: [N, D], with N of at least ADVISED x D; with fewer the bias is not linear yet.
+        reference: [M, D], all of which is used each time.
+        points: the number of subsets, of N / 5 to N vectors.
+        seed: the seed of the subsets.
+
+    Raises:
+        InputError: a set is too small or not finite, or the widths differ.
     """
     vectors, reference = _check(vectors, reference, least=2)
     count, width = vectors.shape
     if count < ADVISED * width:
-        raise InputError(f"expected {ADVISED * width} vectors or more to judge, {ADVISED} a value, got {count}")
-    generator, whole = np.random.default_rng(seed), _moments(reference)
+        raise InputError(f"expected {ADVISED * width} vectors or more to judge, {ADVISED} per dimension, got {count}")
+    generator = np.random.default_rng(seed)
+    reference_moments = _moments(reference)
     sizes = np.linspace(count / 5, count, points).astype(np.int64)
-    parts = (vectors[generator.choice(count, size, replace=False)] for size in sizes)
-    distances = [_frechet(_moments(part), whole) for part in parts]
+    distances = []
+    for size in sizes:
+        subset = vectors[generator.choice(count, size, replace=False)]
+        distances.append(_frechet(_moments(subset), reference_moments))
     return float(np.polyfit(1 / sizes, distances, 1)[1])
 
 
 def sample_size_remark(count: int, reference_count: int, width: int) -> str | None:
-    """What to say with a Frechet distance of `count` and `reference_count` vectors of `width` values; None if enough.
+    """Returns a warning to print with a Frechet distance, or None if both sets are large enough.
 
-    Fewer vectors than values leave a covariance without full rank, and up to several times as many a distance
-    that is too large by an amount that depends on the count.
+    Fewer vectors than dimensions give a singular covariance. Up to several times as many still give a distance that is
+    too large, by an amount that depends on their number.
+
+    Args:
+        count: the number of vectors judged.
+        reference_count: the number of vectors in the reference.
+        width: the number of values per vector.
     """
-    fewest, advised = min(count, reference_count), ADVISED * width
+    fewest = min(count, reference_count)
+    advised = ADVISED * width
     if fewest >= advised:
         return None
     fault = "has a singular covariance" if fewest <= width else "is small"
     return (
         f"The Frechet distance is too large here: a set of {fewest} vectors of {width} values {fault}. Compare "
-        f"{advised} vectors or more a set, or report the kernel distance, which is unbiased at any number."
+        f"{advised} vectors or more per set, or report the kernel distance, which is unbiased at any number."
     )
 
 
 def kernel_distance(vectors: np.ndarray, reference: np.ndarray, kernel: str = "gaussian") -> Estimate:
-    """The unbiased squared maximum mean discrepancy of two sets; below 0 by chance where they are alike.
+    """Computes the unbiased squared maximum mean discrepancy of two sets. For similar sets it may be below 0 by chance.
 
-    vectors: [N, D], reference: [M, D], two vectors or more each.
-    "gaussian" is the Kernel Audio Distance: exp(-|x - y|^2 / (2 s^2)), s the median distance between vectors of
-    the reference, times KAD_SCALE. "polynomial" is the Kernel Inception Distance: (x . y / D + 1)^3, not scaled,
-    of all vectors and not of random parts. Time grows with (N + M)^2, memory with N + M.
-    InputError where a set is too small or not finite, the widths differ, or s is 0.
+    Time grows with (N + M)^2, memory with N + M.
+
+    Args:
+        vectors: [N, D], with N of at least 2.
+        reference: [M, D], with M of at least 2.
+        kernel: "gaussian" gives the Kernel Audio Distance: exp(-|x - y|^2 / (2 s^2)), where s is the median distance
+            between vectors of the reference, times KAD_SCALE. "polynomial" gives the Kernel Inception Distance:
+            (x . y / D + 1)^3, of all vectors instead of random subsets, not scaled.
+
+    Raises:
+        InputError: a set is too small or not finite, the widths differ, or s is 0.
+        ValueError: there is no such kernel.
     """
     if kernel not in ("gaussian", "polynomial"):
         raise ValueError(f"expected the kernel gaussian or polynomial, got {kernel!r}")
@@ -83,20 +111,25 @@ def kernel_distance(vectors: np.ndarray, reference: np.ndarray, kernel: str = "g
     vectors, reference = vectors.astype(np.float64), reference.astype(np.float64)
     if kernel == "polynomial":
         return _discrepancy(vectors, reference, lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3, 1.0)
-    center = reference.mean(axis=0)  # distances stay, and lose fewer digits
+    center = reference.mean(axis=0)  # keeps distances, and loses fewer digits
     vectors, reference = vectors - center, reference - center
     exponent = -1 / (2 * _median_distance(reference) ** 2)
     return _discrepancy(vectors, reference, lambda x, y: np.exp(exponent * _squared_distances(x, y)), KAD_SCALE)
 
 
 def centroid_similarity(vectors: np.ndarray, reference: np.ndarray) -> Estimate:
-    """The cosine of the mean vectors of two sets, each vector with its own length.
+    """Computes the cosine between the mean vectors of two sets. The vectors are not normalized.
 
-    vectors: [N, D], reference: [M, D]. A set of one vector counts as known exactly.
-    InputError where a set is empty or not finite, the widths differ, or a mean is zero.
+    Args:
+        vectors: [N, D], with N of at least 1. A set of one vector adds nothing to the width of the interval.
+        reference: [M, D], with M of at least 1.
+
+    Raises:
+        InputError: a set is empty or not finite, the widths differ, or a mean is zero.
     """
     vectors, reference = _check(vectors, reference, least=1)
-    (own, own_length), (other, other_length) = unit_mean(vectors), unit_mean(reference)
+    own, own_length = unit_mean(vectors)
+    other, other_length = unit_mean(reference)
     cosine = float(own @ other)
     value, low, high = _estimate(
         cosine,
@@ -107,7 +140,7 @@ def centroid_similarity(vectors: np.ndarray, reference: np.ndarray) -> Estimate:
 
 
 def _check(vectors: np.ndarray, reference: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays. InputError where they are not two sets that compare."""
+    """Returns both sets as arrays. Raises InputError if they cannot be compared."""
     vectors, reference = np.asarray(vectors), np.asarray(reference)
     shapes = f"{list(vectors.shape)} and {list(reference.shape)}"
     if vectors.ndim != 2 or reference.ndim != 2 or vectors.shape[1] != reference.shape[1] or not vectors.shape[1]:
@@ -120,11 +153,11 @@ def _check(vectors: np.ndarray, reference: np.ndarray, least: int) -> tuple[np.n
 
 
 def _moments(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean [D] of vectors [N, D], and a factor F [up to D, D] of their covariance F.T @ F."""
+    """Returns the mean [D] of vectors [N, D], and a factor F [up to D, D] of their covariance F.T @ F."""
     count, width = vectors.shape
     mean = vectors.mean(axis=0, dtype=np.float64)
     factor = np.empty((0, width))
-    step = max(width, BLOCK_VALUES // width)
+    step = max(width, DISTANCE_BLOCK_VALUES // width)
     for start in range(0, count, step):
         factor = np.linalg.qr(np.vstack([factor, vectors[start : start + step] - mean]), mode="r")
     return mean, factor / math.sqrt(count - 1)
@@ -132,26 +165,26 @@ def _moments(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
     (mean_a, factor_a), (mean_b, factor_b) = a, b
-    # The eigenvalues of A.T A B.T B are the squared singular values of A B.T, so that the trace of its root is
-    # their sum: real for every rank, and without the digits that squaring the vectors would lose.
+    # The eigenvalues of A.T A B.T B are the squared singular values of A B.T, so the trace of its square root is their
+    # sum. It is real at any rank, and keeps the digits that squaring the vectors would lose.
     root = np.linalg.norm(factor_a @ factor_b.T, "nuc")
     spread = np.square(factor_a).sum() + np.square(factor_b).sum() - 2 * root
     return max(0.0, float(np.square(mean_a - mean_b).sum() + spread))
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[N, D], [M, D] -> [N, M]."""
+    """Returns the squared distances [N, M] between vectors [N, D] and [M, D]."""
     squares = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1)
     return np.maximum(squares - 2 * (a @ b.T), 0)
 
 
 def _median_distance(vectors: np.ndarray) -> float:
-    """The median distance between two of the vectors [N, D]; of many, between two of a fixed random part."""
+    """Returns the median distance between two of the vectors [N, D], or of a fixed random subset if there are many."""
     if len(vectors) > MEDIAN_VECTORS:
         vectors = vectors[np.random.default_rng(0).choice(len(vectors), MEDIAN_VECTORS, replace=False)]
     pairs = np.triu(np.ones((len(vectors), len(vectors)), bool), 1)
     median = float(np.median(np.sqrt(_squared_distances(vectors, vectors)[pairs])))
-    # equal vectors get a distance of rounding, not of 0
+    # rounding gives equal vectors a distance that is not exactly 0
     if median <= 1e-7 * math.sqrt(np.square(vectors).sum(axis=1).max()):
         raise InputError("expected a reference of different vectors, but half of its pairs or more are equal")
     return median
@@ -160,22 +193,23 @@ def _median_distance(vectors: np.ndarray) -> float:
 def _discrepancy(
     vectors: np.ndarray, reference: np.ndarray, kernel: Callable[[np.ndarray, np.ndarray], np.ndarray], scale: float
 ) -> Estimate:
-    """`kernel_distance` for a kernel [N, D], [M, D] -> [N, M]."""
+    """Computes `kernel_distance` for a kernel that maps [N, D] and [M, D] to [N, M]."""
     count, reference_count = len(vectors), len(reference)
     everything = np.concatenate([vectors, reference])
-    sums = np.empty((len(everything), 2))  # of each vector's kernel with all others of the first set, of the second
-    step = max(1, BLOCK_VALUES // len(everything))
+    # the sum of each vector's kernel with all other vectors of the first set, and of the second
+    sums = np.empty((len(everything), 2))
+    step = max(1, DISTANCE_BLOCK_VALUES // len(everything))
     for start in range(0, len(everything), step):
         values = kernel(everything[start : start + step], everything)
         np.fill_diagonal(values[:, start:], 0)
         sums[start : start + step] = np.add.reduceat(values, [0, count], axis=1)
-    # how much more alike each vector is to its own set than to the other
+    # how much more similar each vector is to its own set than to the other
     excess = scale * (sums[:count, 0] / (count - 1) - sums[:count, 1] / reference_count)
     reference_excess = scale * (sums[count:, 1] / (reference_count - 1) - sums[count:, 0] / count)
     return _estimate(float(excess.mean() + reference_excess.mean()), 2 * excess, 2 * reference_excess)
 
 
 def _estimate(value: float, *influences: np.ndarray) -> Estimate:
-    """A value with its interval; influences: [N] of each set, what each vector adds to it, times N."""
+    """Adds the interval to a value. The influences, [N] per set, are N times what each vector adds to the value."""
     half = Z * math.sqrt(sum(influence.var() / max(1, len(influence) - 1) for influence in influences))
     return Estimate(value, value - half, value + half)

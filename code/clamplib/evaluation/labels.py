@@ -1,11 +1,11 @@
-"""Labels of features: from their file names, or from a table.
+"""Labels of feature files, from their names or from a table.
 
-A name's label is what stands before its first `_`: `jig_042.npy` is a jig. Without a `_` it is the name up to
-its first dot. A table is needed where labels hold a `_` themselves (`hip_hop`), or names say nothing; it is a
-.csv, .tsv or .jsonl with two columns or keys, all others being ignored:
+The label in a name is the part before its first `_`: `jig_042.npy` is labeled jig. Without a `_` it is the name up to
+its first dot. Use a table if labels contain a `_` themselves (`hip_hop`) or if names hold no labels. A table is a .csv,
+.tsv or .jsonl file with two of these columns; others are ignored:
 
-    path   the feature file, below the folder that is read, or as it would be opened from here
-    key    in place of `path`: the folder below that folder and the name up to its first dot
+    path   the feature file, relative to the folder that is read or to the working directory, or absolute
+    key    instead of `path`: the folder below that folder, and the name up to its first dot
     label
 """
 
@@ -18,9 +18,9 @@ from pathlib import Path
 
 from clamplib.files import InputError, atomic_path, show
 
-FROM_NAMES = "names"  # in place of a table
+FROM_NAMES = "names"  # given instead of a table
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-MOST = 0.75
+MERGED_SHARE = 0.75  # of a label's files, from which on it is taken for several labels
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,16 @@ class LabelTable:
 
 
 def label_in_name(path: str | Path) -> str:
-    """What stands before the first `_` of a file's name, or, without one, before its first dot."""
+    """Returns the part of a file's name before its first `_`, or before its first dot if there is no `_`."""
     name = Path(path).name
     return name.partition("_")[0] if "_" in name else name.partition(".")[0]
 
 
 def read_table(file: str | Path) -> LabelTable:
-    """A table of labels. Rows without a label are passed over.
+    """Reads a table of labels in the format that the module describes. Rows without a label are skipped.
 
-    InputError names the line of what is not as the head of this module says, or labels something twice.
+    Raises:
+        InputError: the file is not such a table, or labels something twice differently; the line is named.
     """
     file = Path(file)
     labels: dict[str, str] = {}
@@ -51,7 +52,8 @@ def read_table(file: str | Path) -> LabelTable:
         if column is None or "label" not in row:
             raise InputError(f"{place}: expected `path` or `key`, and `label`; got {', '.join(map(repr, row))}")
         columns.add(column)
-        name, label = (str(row[field] if row[field] is not None else "").strip() for field in (column, "label"))
+        name = _cell(row, column)
+        label = _cell(row, "label")
         if not name or not label:
             continue
         name = Path(name).as_posix()
@@ -64,8 +66,13 @@ def read_table(file: str | Path) -> LabelTable:
     return LabelTable(file, columns.pop(), labels)
 
 
+def _cell(row: dict, column: str) -> str:
+    value = row[column]
+    return "" if value is None else str(value).strip()
+
+
 def _rows(file: Path) -> Iterator[tuple[str, dict]]:
-    """(file and line for a message, the row) of a table."""
+    """Yields, for each row of a table, its file and line for a message, and the row itself."""
     suffix = file.suffix.lower()
     if suffix not in (*DELIMITERS, ".jsonl"):
         raise InputError(f"{show(file)}: expected a table of labels, .csv, .tsv or .jsonl")
@@ -97,20 +104,30 @@ def _json_object(line: str, place: str) -> dict:
 def feature_labels(
     paths: Sequence[Path], keys: Sequence[str], folder: str | Path, source: str | Path = FROM_NAMES
 ) -> list[str | None]:
-    """The label of each file of a folder by its path or its key (see `retrieval`), None where there is none.
+    """Returns the label of each feature file of a folder, or None for those without one.
 
-    source: "names", or the file of a table. InputError where nothing has a label.
+    Args:
+        paths: the files, N of them.
+        keys: their keys, N of them (see `retrieval.similarity`).
+        folder: the folder that they were read from.
+        source: "names", or the file of a table.
+
+    Raises:
+        InputError: no file has a label, or the table cannot be read.
     """
     if source == FROM_NAMES:
         labels = [label_in_name(path) or None for path in paths]
     else:
         table = read_table(source)
-        names = [[key] for key in keys] if table.column == "key" else [_table_names(path, folder) for path in paths]
-        labels = [next((table.labels[name] for name in own if name in table.labels), None) for own in names]
+        labels = []
+        for path, key in zip(paths, keys, strict=True):
+            names = [key] if table.column == "key" else _table_names(path, folder)
+            labels.append(next((table.labels[name] for name in names if name in table.labels), None))
         if not any(labels):
+            example = keys[0] if table.column == "key" else _table_names(paths[0], folder)[0]
             raise InputError(
-                f"{show(table.file)}: expected labels of what is in {show(folder)}, such as {table.column} "
-                f"{names[0][0]!r}; its {len(table.labels)} rows, such as {next(iter(table.labels))!r}, name none of it"
+                f"{show(table.file)}: expected labels of the files in {show(folder)}, such as {table.column} "
+                f"{example!r}; its {len(table.labels)} rows, such as {next(iter(table.labels))!r}, name none of them"
             )
     if not any(labels):
         raise InputError(f"{show(folder)}: expected names that begin with a label and `_`, found none")
@@ -118,17 +135,20 @@ def feature_labels(
 
 
 def _table_names(path: Path, folder: str | Path) -> list[str]:
-    """What a table may call a file."""
+    """Returns the paths by which a table may name a file."""
     below = path.relative_to(folder) if path != Path(folder) else Path(path.name)
     return [below.as_posix(), path.as_posix(), path.resolve().as_posix()]
 
 
 def merged_labels(paths: Iterable[str | Path]) -> dict[str, list[str]]:
-    """Labels that may be several, cut at a `_` of their own: {"hip": ["hip_hop", "hip_house"]}.
+    """Finds labels that may each stand for several, cut at a `_` of their own.
 
-    In names such as `hip_hop_07` a word stands between the label and the item's number. It is taken for a part
-    of the label if no other label has it (`jig_train_1` and `reel_train_1` say something else than a class) and
-    several files share it (unlike words of a title), where two such words or more cover most of the label's files.
+    In a name such as `hip_hop_07` a word stands between label and number. The word is taken for a part of the label if
+    it occurs with no other label (`jig_train_1` and `reel_train_1` name a split, not a class) and if several files have
+    it (words of a title are rarely shared). A label is reported if two or more such words cover most of its files.
+
+    Returns:
+        The labels, and what each may stand for: {"hip": ["hip_hop", "hip_house"]}.
     """
     counts: Counter[str] = Counter()
     words: dict[str, Counter[str]] = defaultdict(Counter)
@@ -137,24 +157,26 @@ def merged_labels(paths: Iterable[str | Path]) -> dict[str, list[str]]:
         counts[label] += 1
         if len(rest) > 1 and rest[0].isalpha() and any(map(str.isdigit, rest[-1])):
             words[label][rest[0]] += 1
-    owners = Counter(word for found in words.values() for word in found)
+    owners: Counter[str] = Counter()
+    for found in words.values():
+        owners.update(found.keys())
     merged = {}
     for label, found in words.items():
         parts = {word: count for word, count in found.items() if count > 1 and owners[word] == 1}
-        if len(parts) > 1 and sum(parts.values()) >= MOST * counts[label]:
+        if len(parts) > 1 and sum(parts.values()) >= MERGED_SHARE * counts[label]:
             merged[label] = [f"{label}_{word}" for word in sorted(parts)]
     return merged
 
 
 def merged_warning(paths: Iterable[str | Path]) -> str | None:
-    """What to tell the user of `merged_labels`, if there are any."""
+    """Returns a warning about `merged_labels`, or None if there are none."""
     merged = merged_labels(paths)
     if not merged:
         return None
     named = "; ".join(f"{label!r} for {', '.join(names)}" for label, names in sorted(merged.items()))
     return (
-        f"a label is what stands before the first `_` of a name, which may join classes: {named}. "
-        "If these are classes of their own, write them into a table and name it with --labels."
+        f"a label is the part of a name before its first `_`, which may join several classes: {named}. "
+        "If these are separate classes, list them in a table and pass it with --labels."
     )
 
 

@@ -1,12 +1,12 @@
 """Metrics of retrieval and classification: arrays in, numbers out.
 
-Conventions, for every function here: a similarity matrix has one row a query and one column a reference;
-larger is closer; ranks start at 1; a tie counts for the right reference. MRR is the mean of 1 / rank, Hit@k
-the share of queries whose right reference is among the first k. A confusion matrix has one row a true class
-and one column a predicted one.
+Conventions of every function here: a similarity matrix has one row per query and one column per reference; larger is
+closer; ranks start at 1; ties are resolved in favor of the correct reference. MRR is the mean of 1 / rank, and Hit@k is
+the share of queries whose correct reference is among the first k. A confusion matrix has one row per true class and one
+column per predicted class.
 
-For a paper, `rank_values` (one right reference a query) or `relevance_values` (any number, also graded) gives
-what each query scores, and `summarize` the means of that with their confidence intervals.
+For a paper, compute per-query scores with `rank_values` (exactly one correct reference per query) or `relevance_values`
+(any number, optionally graded), and average them with `summarize`, which adds confidence intervals.
 """
 
 import math
@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A float32 dot product varies by about 1e-7 with its place in a matrix product. What is closer than this is
-# a tie, so that exact duplicates always are one.
+# A float32 dot product varies by about 1e-7 with its position in a matrix product. Similarities that differ by less
+# than this are ties, so that exact duplicates always tie.
 TIE_TOLERANCE = 1e-6
-BLOCK_VALUES = 1 << 22  # values drawn at a time for a bootstrap: 32 MiB of indices
+BOOTSTRAP_BLOCK_VALUES = 1 << 22  # values drawn at a time: 32 MiB of indices
 
 
 class Estimate(NamedTuple):
@@ -30,21 +30,35 @@ class Estimate(NamedTuple):
 
 
 def ranks(similarity: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The rank of each query's right reference.
+    """Ranks the correct reference of each query.
 
-    similarity: [Q, N]; target: [Q], the column of the right reference. Returns int64 [Q], from 1 to N.
-    ValueError where a similarity is NaN.
+    Args:
+        similarity: [Q, N].
+        target: [Q], the column of each query's correct reference.
+
+    Returns:
+        Ranks from 1 to N, int64 [Q].
+
+    Raises:
+        ValueError: the shapes do not fit, or a similarity is NaN.
     """
     similarity, target = np.asarray(similarity), np.asarray(target)
     if similarity.ndim != 2 or target.shape != similarity.shape[:1]:
         raise ValueError(f"expected similarity [Q, N] and target [Q], got {similarity.shape} and {target.shape}")
     _refuse_nan(similarity)
-    right = np.take_along_axis(similarity, target[:, None], axis=1)
-    return 1 + (similarity > right + TIE_TOLERANCE).sum(axis=1)
+    correct = np.take_along_axis(similarity, target[:, None], axis=1)
+    return 1 + (similarity > correct + TIE_TOLERANCE).sum(axis=1)
 
 
 def retrieval_metrics(ranks: np.ndarray, at: Sequence[int] = (1, 10, 100)) -> dict[str, float]:
-    """{"mrr": ..., "hit@1": ..., ...} of the ranks [Q]. ValueError where there are none."""
+    """Averages ranks [Q] to MRR and Hit@k.
+
+    Returns:
+        {"mrr": ..., "hit@1": ..., ...}, with one Hit@k for each k in `at`.
+
+    Raises:
+        ValueError: there are no ranks.
+    """
     ranks = np.asarray(ranks)
     if not ranks.size:
         raise ValueError("no ranks: a metric needs at least one query")
@@ -53,10 +67,14 @@ def retrieval_metrics(ranks: np.ndarray, at: Sequence[int] = (1, 10, 100)) -> di
 
 
 def rank_values(ranks: np.ndarray, at: Sequence[int] = (1, 10, 100)) -> dict[str, np.ndarray]:
-    """What each query scores that has one right reference, of rank [Q]: {"rank", "rr", "hit@k", "ndcg@k"}, each [Q].
+    """Computes per-query scores when each query has exactly one correct reference, given its rank [Q].
 
-    rr is 1 / rank, and the average precision too; nDCG@k is 1 / log2(1 + rank) as far as rank k, then 0.
-    ValueError where there are no ranks, or one is below 1.
+    Returns:
+        {"rank", "rr", "hit@k", "ndcg@k"}, each [Q], with one Hit@k and nDCG@k for each k in `at`. rr is 1 / rank, which
+        here equals the average precision. nDCG@k is 1 / log2(1 + rank) up to rank k, and 0 beyond.
+
+    Raises:
+        ValueError: there are no ranks, or one is below 1.
     """
     ranks = np.asarray(ranks)
     if ranks.ndim != 1 or not ranks.size or not (ranks >= 1).all():
@@ -73,18 +91,24 @@ def rank_values(ranks: np.ndarray, at: Sequence[int] = (1, 10, 100)) -> dict[str
 def relevance_values(
     blocks: Iterable[tuple[np.ndarray, np.ndarray]], at: Sequence[int] = (1, 10, 100)
 ) -> dict[str, np.ndarray]:
-    """What each query scores that has any number of right references: each [Q], in the order of the queries.
+    """Computes per-query scores when each query has any number of correct references, optionally graded.
 
-    blocks: (similarity [q, N], gains [q, N]) of some queries at a time, so that the whole matrix need not
-    exist. A gain is 0 for a wrong reference and above 0 for a right one: a bool, or a grade. Gains count as
-    they are, as in trec_eval and scikit-learn; the other custom is to give 2**grade - 1 here.
+    A wrong reference ranks before a correct one only if its similarity is higher by more than TIE_TOLERANCE. Correct
+    references of equal similarity are ranked by gain.
 
-    Returns rank, rr and hit@k of the first right reference, ndcg@k, ap (average precision: the mean, over the
-    right references, of the precision at each) and ap@k (which counts those among the first k, and divides by
-    how many could be there, min(k, right ones)). The last two take every gain above 0 for 1.
-    A wrong reference stands before a right one only if it is more similar by more than TIE_TOLERANCE; among
-    right ones of equal similarity the greater gain stands first.
-    ValueError where a similarity is NaN, a gain negative or NaN, or no reference of a query is right.
+    Args:
+        blocks: similarity [q, N] and gains [q, N] of some queries at a time, so that the whole matrix need not be in
+            memory. A gain is 0 for a wrong reference and above 0 for a correct one: a bool or a grade. nDCG uses gains
+            as they are, like trec_eval and scikit-learn; for the other convention pass 2**grade - 1.
+        at: the values of k.
+
+    Returns:
+        Arrays [Q] in the order of the queries. rank, rr and hit@k are of the first correct reference. ndcg@k is
+        graded; all others treat every gain above 0 as 1. ap is the average precision: the mean of the precision at each
+        correct reference. ap@k counts the correct references among the first k, and divides by min(k, their number).
+
+    Raises:
+        ValueError: a similarity is NaN, a gain is negative or NaN, or a query has no correct reference.
     """
     queries: list[dict[str, float]] = []
     for similarity, gains in blocks:
@@ -94,23 +118,24 @@ def relevance_values(
         _refuse_nan(similarity)
         if not (gains >= 0).all():
             raise ValueError("expected gains of 0 or more, got a negative one or NaN")
-        right = gains.any(axis=1)
-        if not right.all():
-            raise ValueError(f"query {len(queries) + right.argmin()} has no right reference: leave it out")
-        queries += [_query_values(*row, at) for row in zip(similarity, gains, strict=True)]
+        answered = gains.any(axis=1)
+        if not answered.all():
+            raise ValueError(f"query {len(queries) + answered.argmin()} has no correct reference: leave it out")
+        for own_similarity, own_gains in zip(similarity, gains, strict=True):
+            queries.append(_query_values(own_similarity, own_gains, at))
     if not queries:
         raise ValueError("no blocks: a metric needs at least one query")
     return {name: np.array([values[name] for values in queries]) for name in queries[0]}
 
 
 def _query_values(similarity: np.ndarray, gains: np.ndarray, at: Sequence[int]) -> dict[str, float]:
-    """`relevance_values` of one query: similarity, gains: [N]."""
+    """Computes `relevance_values` of one query from similarity [N] and gains [N]."""
     wrong = np.sort(similarity[gains == 0])
-    right, gains = similarity[gains > 0], gains[gains > 0].astype(np.float64)
-    order = np.lexsort((-gains, -right))
-    right, gains = right[order], gains[order]
-    numbers = np.arange(1, len(right) + 1)
-    ranks = numbers + len(wrong) - np.searchsorted(wrong, right + TIE_TOLERANCE, side="right")
+    correct, gains = similarity[gains > 0], gains[gains > 0].astype(np.float64)
+    order = np.lexsort((-gains, -correct))
+    correct, gains = correct[order], gains[order]
+    numbers = np.arange(1, len(correct) + 1)
+    ranks = numbers + len(wrong) - np.searchsorted(wrong, correct + TIE_TOLERANCE, side="right")
     best = np.sort(gains)[::-1]
     precisions = numbers / ranks
     return {
@@ -119,7 +144,7 @@ def _query_values(similarity: np.ndarray, gains: np.ndarray, at: Sequence[int]) 
         **{f"hit@{k}": int(ranks[0] <= k) for k in at},
         **{f"ndcg@{k}": _discounted(gains, ranks, k) / _discounted(best, numbers, k) for k in at},
         "ap": precisions.mean(),
-        **{f"ap@{k}": precisions[ranks <= k].sum() / min(k, len(right)) for k in at},
+        **{f"ap@{k}": precisions[ranks <= k].sum() / min(k, len(correct)) for k in at},
     }
 
 
@@ -135,16 +160,25 @@ def _refuse_nan(similarity: np.ndarray) -> None:
 def summarize(
     values: Mapping[str, np.ndarray], resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Estimate]:
-    """The metrics of all queries, from `rank_values` or `relevance_values`, each with its interval by `bootstrap`.
+    """Averages per-query scores, with a confidence interval for each by `bootstrap`.
 
-    rank gives "median_rank"; of all others the mean is taken: rr gives "mrr", ap "map", ap@k "map@k", and the rest
-    keep their names.
+    Args:
+        values: what `rank_values` or `relevance_values` returns.
+        resamples: the number of bootstrap resamples.
+        confidence: the level of the intervals.
+        seed: the seed of the resamples.
+
+    Returns:
+        {metric: estimate}. rank becomes "median_rank". All others are means: rr becomes "mrr", ap "map" and ap@k
+        "map@k"; Hit@k and nDCG@k keep their names.
     """
     summary = {}
     for name, scores in values.items():
-        statistic = np.median if name == "rank" else np.mean
-        title = "median_rank" if name == "rank" else f"m{name}" if name.startswith(("rr", "ap")) else name
-        summary[title] = bootstrap(scores, statistic, resamples, confidence, seed)
+        if name == "rank":
+            summary["median_rank"] = bootstrap(scores, np.median, resamples, confidence, seed)
+        else:
+            title = f"m{name}" if name.startswith(("rr", "ap")) else name
+            summary[title] = bootstrap(scores, np.mean, resamples, confidence, seed)
     return summary
 
 
@@ -155,26 +189,47 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of the values [N] with its percentile bootstrap interval; a single value is its own interval.
+    """Computes a statistic of values [N] with its percentile bootstrap interval.
 
-    `statistic` takes an axis, as np.mean does. Equal N and seeds give equal resamples: to compare two systems,
-    give the differences of their values query by query. ValueError where there is no value, or one is NaN.
+    The same N and seed give the same resamples. To compare two systems, pass the per-query differences of their values.
+
+    Args:
+        values: [N]. The interval of a single value is the value itself.
+        statistic: a function of an array that takes an `axis`, like np.mean.
+        resamples: the number of resamples.
+        confidence: the level of the interval.
+        seed: the seed of the resamples.
+
+    Raises:
+        ValueError: there are no values, or one is NaN.
     """
     values = np.asarray(values)
     if values.ndim != 1 or not values.size or np.isnan(values).any():
         raise ValueError(f"expected values [N] without NaN, at least one, got {values}")
-    generator, count = np.random.default_rng(seed), len(values)
-    step = max(1, BLOCK_VALUES // count)
-    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    found = [statistic(values[generator.integers(count, size=(size, count))], axis=1) for size in sizes]
+    generator = np.random.default_rng(seed)
+    count = len(values)
+    step = max(1, BOOTSTRAP_BLOCK_VALUES // count)
+    found = []
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        found.append(statistic(values[generator.integers(count, size=(size, count))], axis=1))
     low, high = np.quantile(np.concatenate(found), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(statistic(values, axis=0)), float(low), float(high))
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """How many items of each class were taken for each: int64 [C, C].
+    """Counts the items of each true class by predicted class.
 
-    truth, predicted: [N], class numbers from 0 to `classes` - 1.
+    Args:
+        truth: [N], class numbers from 0 to C - 1.
+        predicted: [N], class numbers from 0 to C - 1.
+        classes: C.
+
+    Returns:
+        int64 [C, C].
+
+    Raises:
+        ValueError: the lengths of `truth` and `predicted` differ.
     """
     truth, predicted = np.asarray(truth, np.int64), np.asarray(predicted, np.int64)
     if truth.shape != predicted.shape or truth.ndim != 1:
@@ -183,22 +238,29 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> 
 
 
 def classification_metrics(confusion: np.ndarray) -> dict[str, float]:
-    """{"accuracy": ..., "f1_macro": ...} of a confusion matrix [C, C]. ValueError where it counts nothing.
+    """Computes accuracy and macro F1 from a confusion matrix [C, C].
 
-    Macro F1 is the plain mean over the classes that occur, as truth or as a prediction.
+    Macro F1 is the unweighted mean over the classes that occur, as truth or as a prediction.
+
+    Returns:
+        {"accuracy": ..., "f1_macro": ...}.
+
+    Raises:
+        ValueError: the matrix counts no items.
     """
-    right, both = np.diag(confusion), confusion.sum(0) + confusion.sum(1)
+    correct = np.diag(confusion)
+    both = confusion.sum(0) + confusion.sum(1)
     if not both.any():
         raise ValueError("an empty confusion matrix: a metric needs at least one item")
     occurs = both > 0
     return {
-        "accuracy": float(right.sum() / confusion.sum()),
-        "f1_macro": float((2 * right[occurs] / both[occurs]).mean()),
+        "accuracy": float(correct.sum() / confusion.sum()),
+        "f1_macro": float((2 * correct[occurs] / both[occurs]).mean()),
     }
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % confidence interval (Wilson's) of a share that was seen in `count` items."""
+    """Returns the 95 % confidence interval (Wilson's) of a share that was observed in `count` items."""
     z = 1.96
     center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))

@@ -1,4 +1,8 @@
-"""Which reference is right for which query: by keys, or by a table; and the ranks and records that follow."""
+"""Pairs of queries and their correct references, by keys or by a table of relevance, and how they rank.
+
+The functions here connect the features of folders (`retrieval.similarity`) to the metrics (`evaluation.metrics`), and
+write the records that the published scripts leave in their output folder.
+"""
 
 import csv
 import json
@@ -13,23 +17,27 @@ import numpy as np
 
 from clamplib.evaluation.metrics import ranks
 from clamplib.files import InputError, atomic_path, show
-from clamplib.retrieval.similarity import BLOCK_VALUES, Features, unit_mean
+from clamplib.retrieval.similarity import Features, similarity_blocks, unit_mean
 
 UNMATCHED_FILE = "unmatched_files.jsonl"
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Queries and the references of the same key; a second reference under one key is not used."""
+    """Queries and the reference of the same key. If several references share a key, only the first is used."""
 
     queries: Features
     references: Features
-    rows: np.ndarray  # int64 [Q], rows of the queries that have a reference
-    targets: np.ndarray  # int64 [Q], for each the row of its reference
+    rows: np.ndarray  # int64 [Q], the rows of the queries that have a reference
+    targets: np.ndarray  # int64 [Q], the row of each one's reference
 
 
 def pair(queries: Features, references: Features) -> Pairs:
-    """Each query with the first reference of its key. InputError where no key is common."""
+    """Pairs each query with the first reference of the same key.
+
+    Raises:
+        InputError: queries and references have no key in common.
+    """
     first: dict[str, int] = {}
     for row, name in enumerate(references.keys):
         first.setdefault(name, row)
@@ -44,40 +52,55 @@ def pair(queries: Features, references: Features) -> Pairs:
 
 
 def pair_ranks(pairs: Pairs) -> np.ndarray:
-    """The rank of each pair's reference among the references of all pairs: int64 [Q]."""
+    """Returns the rank of each pair's reference among the references of all pairs: int64 [Q]."""
     candidates, target = np.unique(pairs.targets, return_inverse=True)
     return vector_ranks(pairs.queries.matrix[pairs.rows], pairs.references.matrix[candidates], target)
 
 
 def vector_ranks(queries: np.ndarray, references: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """`metrics.ranks` [Q] of queries [Q, D] among references [N, D] by dot product, block by block."""
-    step = max(1, BLOCK_VALUES // len(references))
-    starts = range(0, len(queries), step)
-    return np.concatenate([ranks(queries[i : i + step] @ references.T, target[i : i + step]) for i in starts])
+    """Ranks each query's correct reference among all references by dot product.
+
+    Args:
+        queries: [Q, D].
+        references: [N, D].
+        target: int64 [Q], the row of the correct reference of each query.
+
+    Returns:
+        Ranks from 1 to N, int64 [Q]; see `metrics.ranks` for ties.
+    """
+    found = [
+        ranks(similarity, target[start : start + len(similarity)])
+        for start, similarity in similarity_blocks(queries, references)
+    ]
+    return np.concatenate(found)
 
 
 def load_relevance(file: str | Path, queries: Features, references: Features) -> dict[int, dict[int, float]]:
-    """Which references are right for which queries: {row of a query: {row of a reference: its grade, above 0}}.
+    """Reads from a table which references are correct for which queries.
 
-    file: CSV with the columns `query` and `reference`, which hold keys, and where wanted `relevance`: 0 for a wrong
-    reference, more for a better one, and 1 where nothing stands. A key means all files that have it. Queries without a
-    right reference are left out. InputError names a column that is none of these, and the line of a key that no file
-    has, of a grade that is none or that another line contradicts, or of more values than there are columns.
+    Args:
+        file: a CSV with the columns `query` and `reference`, which hold keys, and optionally `relevance`: 0 for a wrong
+            reference, a higher number for a better one. An empty cell means 1. A key stands for all files that have it.
+        queries: the features of the queries.
+        references: the features of the references.
+
+    Returns:
+        {row of a query: {row of a reference: relevance above 0}}. Queries without a correct reference are left out.
+
+    Raises:
+        InputError: a column is missing or unknown, a row has too many values, no file has a key, a relevance is not a
+            number of 0 or more or contradicts an earlier row, or no relevance is above 0.
     """
     rows = {"query": _rows_of_keys(queries), "reference": _rows_of_keys(references)}
     grades: dict[tuple[str, str], float] = {}
-    for place, record in _read_csv(file, required=tuple(rows), optional=("relevance",)):
-        names = tuple((record[side] or "").strip() for side in rows)
-        for (side, known), name in zip(rows.items(), names, strict=True):
-            if name not in known:
-                example = next(iter(known))
-                raise InputError(
-                    f"{place}: expected the key of a {side} with a vector, such as {example!r}, got {name!r}"
-                )
+    for place, record in _read_csv(file, required=("query", "reference"), optional=("relevance",)):
+        pair_of_keys = (_known_key(record, "query", rows, place), _known_key(record, "reference", rows, place))
         grade = _grade((record.get("relevance") or "").strip() or "1", place)
-        if grades.setdefault(names, grade) != grade:
+        earlier = grades.setdefault(pair_of_keys, grade)
+        if earlier != grade:
+            query, reference = pair_of_keys
             raise InputError(
-                f"{place}: {' and '.join(map(repr, names))} have the relevance {grade:g} here, {grades[names]:g} before"
+                f"{place}: {query!r} and {reference!r} have the relevance {grade:g} here, {earlier:g} before"
             )
     relevance = defaultdict(dict)
     for (query, reference), grade in grades.items():
@@ -87,6 +110,16 @@ def load_relevance(file: str | Path, queries: Features, references: Features) ->
     if not relevance:
         raise InputError(f"{show(file)}: expected rows with a relevance above 0, found none")
     return dict(sorted(relevance.items()))
+
+
+def _known_key(
+    record: dict[str, str | None], column: str, rows: Mapping[str, Mapping[str, list[int]]], place: str
+) -> str:
+    name = (record[column] or "").strip()
+    if name not in rows[column]:
+        example = next(iter(rows[column]))
+        raise InputError(f"{place}: expected the key of a {column} with a vector, such as {example!r}, got {name!r}")
+    return name
 
 
 def _rows_of_keys(features: Features) -> dict[str, list[int]]:
@@ -99,7 +132,7 @@ def _rows_of_keys(features: Features) -> dict[str, list[int]]:
 def _read_csv(
     file: str | Path, required: tuple[str, ...], optional: tuple[str, ...]
 ) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """(file and line for a message, the row) of a table that has the required columns, and at most the optional."""
+    """Yields, for each row of a table, its file and line for a message, and the row itself."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
@@ -136,32 +169,37 @@ def _grade(text: str, place: str) -> float:
 def relevance_blocks(
     queries: Features, references: Features, relevance: Mapping[int, Mapping[int, float]]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(similarity [q, N], gains [q, N]) of the queries of `load_relevance`, some at a time, for `relevance_values`.
+    """Computes the blocks that `metrics.relevance_values` takes.
 
-    Where a reference is the query's own file, it stands last unless it is called right.
+    A query's own file ranks last among the references, unless the table calls it correct.
+
+    Args:
+        queries: the features of the queries.
+        references: the features of N references.
+        relevance: what `load_relevance` returns.
+
+    Yields:
+        Similarities [q, N] and gains [q, N] of some queries at a time, in the order of `relevance`.
     """
     own_rows = {os.path.abspath(path): row for row, path in enumerate(references.paths)}
-    rows = list(relevance)
-    step = max(1, BLOCK_VALUES // len(references))
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        similarity = queries.matrix[some] @ references.matrix.T
+    asked = list(relevance)
+    for start, similarity in similarity_blocks(queries.matrix[asked], references.matrix):
         gains = np.zeros_like(similarity)
-        for row, similarities, grades in zip(some, similarity, gains, strict=True):
-            grades[list(relevance[row])] = list(relevance[row].values())
+        for number, row in enumerate(asked[start : start + len(similarity)]):
+            gains[number, list(relevance[row])] = list(relevance[row].values())
             own = own_rows.get(os.path.abspath(queries.paths[row]))
-            if own is not None and not grades[own]:
-                similarities[own] = -np.inf
+            if own is not None and not gains[number, own]:
+                similarity[number, own] = -np.inf
         yield similarity, gains
 
 
 def pair_similarities(pairs: Pairs) -> np.ndarray:
-    """The cosine of each pair: float32 [Q]."""
+    """Returns the cosine of each pair: float32 [Q]."""
     return np.einsum("qd,qd->q", pairs.queries.matrix[pairs.rows], pairs.references.matrix[pairs.targets])
 
 
 def pair_records(pairs: Pairs, name: str, values: np.ndarray) -> list[dict]:
-    """{"query": path, "reference": path, name: value} for each pair, for `save_records`."""
+    """Returns one record per pair for `save_records`: {"query": path, "reference": path, name: value}."""
     return [
         {
             "query": str(pairs.queries.paths[row]),
@@ -173,23 +211,26 @@ def pair_records(pairs: Pairs, name: str, values: np.ndarray) -> list[dict]:
 
 
 def unmatched_records(pairs: Pairs) -> list[dict]:
-    """{"unmatched_query": [paths]} or {"unmatched_reference": [paths]} for each key of one side only."""
-    records = []
-    for name, own, other in (
-        ("unmatched_query", pairs.queries, pairs.references),
-        ("unmatched_reference", pairs.references, pairs.queries),
-    ):
-        others = set(other.keys)
-        alone = defaultdict(list)
-        for piece, path in zip(own.keys, own.paths, strict=True):
-            if piece not in others:
-                alone[piece].append(str(path))
-        records += [{name: paths} for paths in alone.values()]
-    return records
+    """Returns {"unmatched_query": paths} or {"unmatched_reference": paths} for each key that only one side has."""
+    queries, references = pairs.queries, pairs.references
+    return [
+        *({"unmatched_query": paths} for paths in _paths_of_other_keys(queries, references)),
+        *({"unmatched_reference": paths} for paths in _paths_of_other_keys(references, queries)),
+    ]
+
+
+def _paths_of_other_keys(features: Features, others: Features) -> list[list[str]]:
+    """Returns the paths of each key of `features` that `others` do not have."""
+    known = set(others.keys)
+    paths = defaultdict(list)
+    for name, path in zip(features.keys, features.paths, strict=True):
+        if name not in known:
+            paths[name].append(str(path))
+    return list(paths.values())
 
 
 def report_pairs(pairs: Pairs, output_dir: str | Path) -> str:
-    """The counts in words. Unmatched files are listed in unmatched_files.jsonl; without any it is removed."""
+    """Describes the counts. Lists unmatched files in unmatched_files.jsonl, or removes that file if there are none."""
     path = Path(output_dir, UNMATCHED_FILE)
     path.unlink(missing_ok=True)
     unmatched = unmatched_records(pairs)
@@ -209,16 +250,17 @@ def report_pairs(pairs: Pairs, output_dir: str | Path) -> str:
 
 
 def group_similarity(a: Features, b: Features) -> float:
-    """The cosine of the mean vectors of two folders, each vector with its own length.
+    """Returns the cosine between the mean vectors of two folders. The means are of vectors with their original lengths.
 
-    InputError where a mean is zero.
+    Raises:
+        InputError: a mean is zero.
     """
     (own, _), (other, _) = unit_mean(a.raw), unit_mean(b.raw)
     return float(own @ other)
 
 
 def save_records(path: str | Path, records: list[dict]) -> Path:
-    """Writes JSON lines, whole or not at all, and returns the path."""
+    """Writes records as JSON lines, whole or not at all, and returns the path."""
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return Path(path)

@@ -1,16 +1,17 @@
-"""Classes without training: the features of a few words about each class are compared with those of music.
+"""Classification without training: music gets the class whose description in words is the most similar.
 
-A class is a key of the folder of texts' features (see `retrieval`): `jig.npy`, or `jig.1.npy`, `jig.2.npy`, ...
-for several prompts. Its prototype is the mean of its prompts' directions; music is given the class whose
-prototype is closest by cosine.
+A class is a key of the folder of text features (see `retrieval.similarity`): `jig.npy`, or `jig.1.npy`, `jig.2.npy`, …
+if there are several prompts. The prototype of a class is the mean of its prompts' directions. Each feature of music
+gets the class whose prototype has the highest cosine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from clamplib.evaluation.labels import feature_labels
+from clamplib.evaluation.classification import describe_confusion
 from clamplib.evaluation.metrics import confusion_matrix
 from clamplib.files import InputError, atomic_path, show, walk
 from clamplib.retrieval.similarity import Features, load_folders, normalize, search
@@ -19,18 +20,26 @@ from clamplib.space import write_space
 
 @dataclass(frozen=True)
 class Labeling:
-    """The features of a folder, and the class that each was given."""
+    """The features of a folder, and the class that each of them was given."""
 
     features: Features
     prompts: Features
     classes: list[str]
     prototypes: np.ndarray  # float32 [C, D], unit rows
-    predicted: np.ndarray  # int64 [N], indices of classes
-    similarities: np.ndarray  # float32 [N], to the prototype of that class
+    predicted: np.ndarray  # int64 [N], numbers of classes
+    similarities: np.ndarray  # float32 [N], the cosine with the prototype of that class
 
 
 def label_folder(feature_folder: str | Path, class_folder: str | Path) -> Labeling:
-    """Labels every feature of a folder. InputError where the two folders cannot be compared, or hold one class."""
+    """Gives each feature of a folder the most similar class.
+
+    Args:
+        feature_folder: the features of music, N of them.
+        class_folder: the features of texts, one key per class.
+
+    Raises:
+        InputError: the folders cannot be compared, or there are fewer than two classes.
+    """
     features, prompts = load_folders(feature_folder, class_folder)
     classes, prototypes = class_prototypes(prompts)
     if len(classes) < 2:
@@ -40,9 +49,13 @@ def label_folder(feature_folder: str | Path, class_folder: str | Path) -> Labeli
 
 
 def class_prototypes(prompts: Features) -> tuple[list[str], np.ndarray]:
-    """The classes, in alphabetical order, and their prototypes: float32 [C, D], unit rows.
+    """Averages the prompts of each class.
 
-    InputError where the prompts of a class point in opposite directions.
+    Returns:
+        The classes in alphabetical order, and their prototypes, float32 [C, D], unit rows.
+
+    Raises:
+        InputError: the prompts of a class add up to zero.
     """
     classes, numbers = np.unique(prompts.keys, return_inverse=True)
     sums = np.zeros((len(classes), prompts.matrix.shape[1]), np.float32)
@@ -53,14 +66,16 @@ def class_prototypes(prompts: Features) -> tuple[list[str], np.ndarray]:
 
 
 def save_prototypes(folder: str | Path, labeling: Labeling) -> None:
-    """Writes a .npy [1, D] a class, and their space.json, for `semantic_search.py`.
+    """Writes one .npy file [1, D] per class, and their space.json, for `semantic_search.py`.
 
-    InputError where the folder holds other features already.
+    Raises:
+        InputError: the folder already holds other features.
     """
     targets = [Path(folder, f"{name}.npy") for name in labeling.classes]
-    others = {*walk(folder, (".npy",))} - {*targets} if any(Path(folder).rglob("*.npy")) else ()
-    if others:
-        raise InputError(f"{show(folder)}: expected a folder for prototypes alone, but {show(min(others))} is in it")
+    if any(Path(folder).rglob("*.npy")):
+        others = set(walk(folder, (".npy",))) - set(targets)
+        if others:
+            raise InputError(f"{show(folder)}: expected a folder for prototypes only, but {show(min(others))} is in it")
     for target, prototype in zip(targets, labeling.prototypes, strict=True):
         with atomic_path(target) as temporary:
             np.save(temporary, prototype[None])
@@ -68,17 +83,31 @@ def save_prototypes(folder: str | Path, labeling: Labeling) -> None:
         write_space(folder, labeling.prompts.space)
 
 
-def judge(labeling: Labeling, feature_folder: str | Path, source: str | Path) -> tuple[np.ndarray, int]:
-    """The confusion matrix [C, C] by true labels (see `labels.feature_labels`), and how many features it leaves out.
+def judge(predicted: Sequence[int], truth: Sequence[str | None], classes: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Compares predicted classes [N] with true labels [N].
 
-    Left out are features without a label, or with one that is no class. InputError where all are.
+    Args:
+        predicted: indices of classes.
+        truth: labels; None, or a label that is not a class, leaves an item out.
+
+    Returns:
+        The confusion matrix, int64 [C, C] with a row per true class, and the number of items that were left out.
+
+    Raises:
+        InputError: all items are left out.
     """
-    index = {name: number for number, name in enumerate(labeling.classes)}
-    features = labeling.features
-    truth = feature_labels(features.paths, features.keys, feature_folder, source)
-    known = [row for row, label in enumerate(truth) if label in index]
+    numbers = {name: number for number, name in enumerate(classes)}
+    known = [row for row, label in enumerate(truth) if label in numbers]
     if not known:
-        label = next(filter(None, truth))
-        raise InputError(f"expected true labels such as {labeling.classes[0]!r}, but all are others, such as {label!r}")
-    numbers = np.array([index[truth[row]] for row in known])
-    return confusion_matrix(numbers, labeling.predicted[known], len(index)), len(truth) - len(known)
+        label = next(filter(None, truth), None)
+        raise InputError(f"expected true labels such as {classes[0]!r}, got none that is a class, such as {label!r}")
+    true = [numbers[truth[row]] for row in known]
+    return confusion_matrix(true, np.asarray(predicted)[known], len(classes)), len(truth) - len(known)
+
+
+def describe_judgment(confusion: np.ndarray, left_out: int, classes: Sequence[str]) -> str:
+    """Returns what `judge` found in words: the number of items left out, accuracy, macro F1 and the matrix."""
+    text = describe_confusion(confusion, classes)
+    if left_out:
+        text = f"{left_out} features have no true label, or one that is no class: they are not judged.\n{text}"
+    return text

@@ -1,10 +1,10 @@
-"""Vectors of many files in one place: kept up to date, filtered, and searched by cosine.
+"""Indices of vectors of many files: kept up to date, filtered, and searched by cosine.
 
-A record is a file: its path names it, and its key, a hash of what is in it, says whether its vector is up to date. So
-the same content at two paths is two records, and two hits. An index holds vectors of one embedding space (see `space`).
-There are two kinds: `ExactIndex`, a folder, and `milvus.MilvusIndex`.
+A record stands for one file. Its path identifies it, and its key, a hash of the file's content, says whether its vector
+is up to date. The same content at two paths is two records, and a search finds both. An index holds vectors of one
+embedding space (see `space`). There are two kinds: `ExactIndex`, a folder on disk, and `milvus.MilvusIndex`.
 
-`library.update_index` makes one hold what lies in a folder, and again whenever that has changed.
+`embedding.collections.update_index` brings an index up to date with a folder of files.
 """
 
 import json
@@ -29,7 +29,7 @@ LOCK_SECONDS = 600  # how long a writer waits for a search to end, or for anothe
 
 @dataclass(frozen=True)
 class Record:
-    """A file of the library, as an index knows it."""
+    """What an index keeps of a file besides its vector."""
 
     path: str
     key: str  # a hash of the content
@@ -38,8 +38,8 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Hit:
-    """A file that a search has found."""
+class Match:
+    """A record that a search has found, and its cosine with the query."""
 
     path: str
     label: str
@@ -48,7 +48,7 @@ class Hit:
 
 
 class Index(ABC):
-    """What every kind of index does. `width` is the number of values in each of its vectors."""
+    """An index of any kind. `location` is its folder or address; `width` is the number of values per vector."""
 
     location: str
     width: int
@@ -59,24 +59,27 @@ class Index(ABC):
 
     @abstractmethod
     def records(self) -> list[Record]:
-        """All records, in no particular order."""
+        """Returns all records, in no particular order."""
 
     @abstractmethod
     def vectors(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
-        """The vector, float32 [D], of each key that is there: content that is known need not be embedded again."""
+        """Returns the vector, float32 [D], of each key that the index holds.
+
+        Content that is already indexed need not be embedded again.
+        """
 
     @abstractmethod
     def remove(self, paths: Iterable[str]) -> None:
-        """Removes the records of these paths, so far as they are there."""
+        """Removes the records of these paths. A path without a record is passed over."""
 
     @abstractmethod
     def _upsert(self, records: list[Record], vectors: np.ndarray) -> None: ...
 
     @abstractmethod
-    def _search(self, queries: np.ndarray, top_k: int, terms: list[tuple[str, str, str]]) -> list[list[Hit]]: ...
+    def _search(self, queries: np.ndarray, top_k: int, terms: list[tuple[str, str, str]]) -> list[list[Match]]: ...
 
-    def close(self) -> None:  # noqa: B027 - a kind need not hold anything open
-        """Gives back what the index holds open."""
+    def close(self) -> None:  # noqa: B027 - not every kind has something to close
+        """Closes connections and files."""
 
     def __enter__(self) -> "Index":
         return self
@@ -85,22 +88,26 @@ class Index(ABC):
         self.close()
 
     def paths(self) -> set[str]:
-        """The path of every record."""
+        """Returns the path of every record."""
         return {record.path for record in self.records()}
 
     def keys(self) -> set[str]:
-        """The key of every record."""
+        """Returns the key of every record."""
         return {record.key for record in self.records()}
 
     def refusal(self, record: Record) -> str | None:
-        """Why an index of this kind cannot hold the record; None where it can."""
+        """Says why an index of this kind cannot hold the record. Returns None if it can."""
         return None
 
     def upsert(self, records: Iterable[Record], vectors: np.ndarray) -> None:
-        """Adds records, each in place of the one that has its path, if one has.
+        """Adds records, and replaces those whose path the index already has.
 
-        vectors: [N, D], unit rows in the order of the records; of a path that comes twice the last counts.
-        InputError names the file whose vector is none of length 1.
+        Args:
+            records: N records. If a path occurs twice, the last record counts.
+            vectors: [N, D], unit rows in the order of the records.
+
+        Raises:
+            InputError: the shape does not fit the index, or a vector does not have length 1; its file is named.
         """
         records, vectors = list(records), np.asarray(vectors, np.float32)
         if vectors.shape != (len(records), self.width):
@@ -120,11 +127,22 @@ class Index(ABC):
         folder: str | Path | None = None,
         label: str | None = None,
         modality: str | None = None,
-    ) -> list[list[Hit]]:
-        """The records closest to each query, closest first, among those below `folder`, of `label` and of `modality`.
+    ) -> list[list[Match]]:
+        """Finds the records that are most similar to each query.
 
-        queries: [Q, D], unit rows. Returns for each query top_k hits, or as many as there are. InputError where a
-        query has another width or length.
+        Args:
+            queries: [Q, D], unit rows.
+            top_k: how many matches to return per query.
+            folder: if given, only records whose path is below this folder are searched.
+            label: if given, only records with this label.
+            modality: if given, only records of this modality.
+
+        Returns:
+            For each query up to `top_k` matches, the most similar first.
+
+        Raises:
+            InputError: the width of the queries does not fit the index, or a query does not have length 1.
+            ValueError: `top_k` is below 1.
         """
         queries = np.asarray(queries, np.float32)
         if top_k < 1:
@@ -141,7 +159,7 @@ class Index(ABC):
         return self._search(queries, top_k, terms)
 
     def _check(self, space: dict | None, width: int | None, own_space: dict | None) -> None:
-        """InputError unless the index is one for vectors of this space and width, so far as these are known."""
+        """Raises InputError if the index holds vectors of another space or width, so far as these are known."""
         check_same_space(show(self.location), own_space, "the model that was asked for", space)
         if width not in (None, self.width):
             raise InputError(f"{show(self.location)}: expected vectors of {self.width} values, got {width}")
@@ -151,19 +169,25 @@ class Index(ABC):
 
 
 class ExactIndex(Index):
-    """An index in a folder: one matrix, mapped into memory, and a table (SQLite) that says whose row is whose.
+    """An index in a folder: one matrix, mapped into memory, and an SQLite table that assigns its rows to records.
 
-    A write appends to the matrix first and commits its rows to the table then, so that one that is cut short has not
-    happened, and the next takes its place in the matrix. Rows of the matrix never change while the table knows them; a
-    search keeps the table as it found it until it is done. Any number of processes may search; writers take turns.
+    A write first appends rows to the matrix and then commits them to the table. A write that is interrupted in between
+    has no effect, and the next write overwrites its rows. Rows that the table refers to never change, and a search
+    reads the table in one transaction. Any number of processes may search at once; writers take turns.
     """
 
     TABLE = "records.sqlite"
 
     def __init__(self, folder: str | Path, space: dict | None = None, width: int | None = None):
-        """Opens the index in `folder`; where there is none and `width` is given, makes one.
+        """Opens the index in `folder`. If there is none and `width` is given, creates it.
 
-        InputError where there is none to open, or one of another space or width.
+        Args:
+            folder: the folder of the index.
+            space: the embedding space of the vectors, if it is known.
+            width: the number of values per vector.
+
+        Raises:
+            InputError: there is no index to open, or it holds vectors of another space or width.
         """
         self.location = str(folder)
         if width:
@@ -182,7 +206,7 @@ class ExactIndex(Index):
         with self._transaction("BEGIN IMMEDIATE") as table:
             if table.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
                 return
-            # names of files need not be Unicode: texts are bytes here
+            # File names need not be Unicode, so texts are stored as bytes.
             table.execute(
                 "CREATE TABLE records (path BLOB PRIMARY KEY, key BLOB, label BLOB, modality BLOB, row INTEGER)"
                 " WITHOUT ROWID"
@@ -191,7 +215,7 @@ class ExactIndex(Index):
             table.execute("CREATE INDEX by_row ON records (row)")
             table.execute("CREATE INDEX by_label ON records (label, modality, row)")
             table.execute("CREATE INDEX by_modality ON records (modality, row)")
-            # the matrix: its file, and how many rows of it count
+            # of the matrix: its file, and how many of its rows are in use
             table.execute("CREATE TABLE state (space TEXT, width INTEGER, matrix TEXT, rows INTEGER)")
             table.execute(
                 "INSERT INTO state VALUES (?, ?, ?, 0)", (json.dumps(space), width, self._new_matrix([], width))
@@ -199,7 +223,7 @@ class ExactIndex(Index):
 
     @contextmanager
     def _transaction(self, begin: str = "BEGIN") -> Iterator[sqlite3.Connection]:
-        """The table, as it was when it was first read; what is written is committed as one. InputError if it fails."""
+        """Opens the table in one transaction. Raises InputError if SQLite fails."""
         path = Path(self.location, self.TABLE)
         try:
             with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as table:
@@ -210,7 +234,7 @@ class ExactIndex(Index):
             raise InputError(f"{show(path)}: expected the table of an index, could not use it ({error})") from error
 
     def _matrix_file(self, table: sqlite3.Connection) -> tuple[Path, int]:
-        """The file of the matrix, and how many of its rows count. InputError where it holds fewer."""
+        """Returns the file of the matrix and the number of rows in use. Raises InputError if the file is shorter."""
         name, rows = table.execute("SELECT matrix, rows FROM state").fetchone()
         path = Path(self.location, name)
         if not path.is_file() or path.stat().st_size < rows * self.width * 4:
@@ -221,14 +245,14 @@ class ExactIndex(Index):
         return path, rows
 
     def _matrix(self, table: sqlite3.Connection) -> np.ndarray:
-        """The matrix, float32 [rows, D], of which some rows may belong to no record."""
+        """Maps the matrix into memory, float32 [rows, D]. Some rows may belong to no record."""
         path, rows = self._matrix_file(table)
         if not rows:
             return np.empty((0, self.width), np.float32)
         return np.memmap(path, "<f4", "r", shape=(rows, self.width))
 
     def _new_matrix(self, blocks: Iterable[np.ndarray], width: int) -> str:
-        """Writes rows to a file of their own and returns its name."""
+        """Writes rows to a new file and returns its name."""
         name = f"vectors-{uuid.uuid4().hex}.f32"
         _write_rows(Path(self.location, name), 0, blocks, "xb")
         return name
@@ -264,68 +288,66 @@ class ExactIndex(Index):
         with self._transaction("BEGIN IMMEDIATE") as table:
             path, rows = self._matrix_file(table)
             _write_rows(path, rows * self.width * 4, [vectors], "r+b")
-            texts = [
-                tuple(map(os.fsencode, (record.path, record.key, record.label, record.modality))) for record in records
-            ]
-            replaced = _delete(table, [path for path, *_ in texts])
-            table.executemany(
-                "INSERT INTO records VALUES (?, ?, ?, ?, ?)", ((*fields, row) for row, fields in enumerate(texts, rows))
-            )
+            replaced = _delete(table, [record.path for record in records])
+            for row, record in enumerate(records, rows):
+                fields = (record.path, record.key, record.label, record.modality)
+                table.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", (*map(os.fsencode, fields), row))
             table.execute("UPDATE state SET rows = ?", (rows + len(records),))
         if replaced:
             self._compact()
 
     def remove(self, paths: Iterable[str]) -> None:
         with self._transaction("BEGIN IMMEDIATE") as table:
-            removed = _delete(table, map(os.fsencode, paths))
+            removed = _delete(table, paths)
         if removed:
             self._compact()
 
     def _compact(self) -> None:
-        """Writes the matrix anew once more than half of its rows belong to no record, then removes the old file."""
+        """Copies the rows in use to a new file if they are less than half, and removes old files."""
         with self._transaction("BEGIN IMMEDIATE") as table:
-            matrix, [count] = self._matrix(table), table.execute("SELECT count(*) FROM records").fetchone()
+            matrix = self._matrix(table)
+            [count] = table.execute("SELECT count(*) FROM records").fetchone()
             if len(matrix) > 2 * count:
-                name = self._new_matrix(_blocks(matrix, _rows(table)), self.width)
+                name = self._new_matrix(similarity.row_blocks(matrix, _rows(table)), self.width)
                 table.execute(
                     "UPDATE records SET row = place FROM"
                     " (SELECT path AS own, row_number() OVER (ORDER BY row) - 1 AS place FROM records)"
                     " WHERE path = own"
                 )
                 table.execute("UPDATE state SET matrix = ?, rows = ?", (name, count))
-        with self._transaction("BEGIN IMMEDIATE") as table:  # no writer can be between its matrix and its commit
+        with self._transaction("BEGIN IMMEDIATE") as table:  # no other writer has an uncommitted matrix now
             [name] = table.execute("SELECT matrix FROM state").fetchone()
             for path in Path(self.location).glob("vectors-*.f32"):
                 if path.name != name:
                     path.unlink()
 
-    def _search(self, queries: np.ndarray, top_k: int, terms: list[tuple[str, str, str]]) -> list[list[Hit]]:
+    def _search(self, queries: np.ndarray, top_k: int, terms: list[tuple[str, str, str]]) -> list[list[Match]]:
         with self._transaction() as table:
-            best, similarities = _closest(queries, self._matrix(table), _rows(table, terms), top_k)
-            found = {}
+            best, similarities = similarity.search(queries, self._matrix(table), top_k, _rows(table, terms))
+            records = {}
             for row in np.unique(best).tolist():
                 fields = table.execute("SELECT path, label, modality FROM records WHERE row = ?", (row,)).fetchone()
-                found[row] = tuple(map(os.fsdecode, fields))
-        return [
-            [Hit(*found[row], similarity) for row, similarity in zip(*pair, strict=True)]
-            for pair in zip(best.tolist(), similarities.tolist(), strict=True)
-        ]
+                records[row] = tuple(map(os.fsdecode, fields))
+        found = []
+        for rows, values in zip(best.tolist(), similarities.tolist(), strict=True):
+            found.append([Match(*records[row], value) for row, value in zip(rows, values, strict=True)])
+        return found
 
 
 def _refuse_other_lengths(vectors: np.ndarray, names: Sequence[str]) -> None:
-    """InputError for the first of the vectors [N, D] that is not of length 1, by its name."""
+    """Raises InputError for the first of the vectors [N, D] that does not have length 1, and names it."""
     lengths = np.linalg.norm(vectors, axis=1)
     for row in np.flatnonzero(~(abs(lengths - 1) <= UNIT_TOLERANCE)):
         raise InputError(f"{show(names[row])}: expected a vector of length 1, got length {lengths[row]}")
 
 
-def _delete(table: sqlite3.Connection, paths: Iterable[bytes]) -> int:
-    """Removes records; how many there were."""
-    return table.executemany("DELETE FROM records WHERE path = ?", ((path,) for path in paths)).rowcount
+def _delete(table: sqlite3.Connection, paths: Iterable[str]) -> int:
+    """Removes records and returns how many there were."""
+    return table.executemany("DELETE FROM records WHERE path = ?", ((os.fsencode(path),) for path in paths)).rowcount
 
 
 def _write_rows(path: Path, start: int, blocks: Iterable[np.ndarray], mode: str) -> None:
-    """Writes float32 rows from byte `start` of a file on; they are on the disk when this returns."""
+    """Writes float32 rows to a file, from byte `start` on, and waits until they are on the disk."""
     try:
         with open(path, mode) as file:
             file.seek(start)
@@ -338,46 +360,13 @@ def _write_rows(path: Path, start: int, blocks: Iterable[np.ndarray], mode: str)
 
 
 def _rows(table: sqlite3.Connection, terms: Sequence[tuple[str, str, str]] = ()) -> np.ndarray:
-    """The rows of the records for which all terms hold: int64 [N], ascending."""
+    """Returns the rows of the records for which all terms hold: int64 [N], ascending."""
     if not terms:
         count, last = table.execute("SELECT count(*), max(row) FROM records").fetchone()
-        if count and count == last + 1:  # nothing was removed
+        if count and count == last + 1:  # no row is unused
             return np.arange(count)
     where = " AND ".join(f"{name} {operator} ?" for name, operator, _ in terms) or "1"
     values = [os.fsencode(value) for *_, value in terms]
-    # as one text: a Python object a row would take longer than the search
+    # One text for all rows: one Python object per row would take longer than the search.
     [found] = table.execute(f"SELECT group_concat(row) FROM records WHERE {where}", values).fetchone()
     return np.sort(np.fromstring(found or "", np.int64, sep=","))
-
-
-def _blocks(matrix: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """These rows of the matrix, a block of bounded size at a time; where they lie together, without a copy."""
-    step = max(1, similarity.BLOCK_VALUES // matrix.shape[1])
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        together = block[-1] - block[0] + 1 == len(block)
-        yield matrix[block[0] : block[-1] + 1] if together else matrix[block]
-
-
-def _closest(queries: np.ndarray, matrix: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """`similarity.search` among some rows of the matrix: their numbers [Q, k] and similarities [Q, k]."""
-    best: list[np.ndarray] = [np.empty(0, np.int64)] * len(queries)
-    similarities: list[np.ndarray] = [np.empty(0, np.float32)] * len(queries)
-    start = 0
-    for block in _blocks(matrix, rows):
-        step = max(1, similarity.BLOCK_VALUES // len(block))
-        for first in range(0, len(queries), step):
-            for query, row in enumerate(queries[first : first + step] @ block.T, first):
-                # only what comes up to the worst of the best so far is sorted: after the first block, next to nothing
-                if len(best[query]) == top_k:
-                    least = similarities[query][-1]
-                else:
-                    least = np.partition(row, -min(top_k, len(row)))[-min(top_k, len(row))]
-                near = np.flatnonzero(row >= least)
-                found = np.concatenate([similarities[query], row[near]])
-                order = np.argsort(-found, kind="stable")[:top_k]
-                best[query] = np.concatenate([best[query], rows[start + near]])[order]
-                similarities[query] = found[order]
-        start += len(block)
-    shape = len(queries), min(top_k, len(rows))
-    return np.reshape(best, shape), np.reshape(similarities, shape)

@@ -1,4 +1,4 @@
-"""An index in Milvus: in a file of this machine (Milvus Lite) or on a server. It needs the extra clamplib[milvus]."""
+"""An index in Milvus, either in a local file (Milvus Lite) or on a server. It needs the extra clamplib[milvus]."""
 
 import hashlib
 import json
@@ -13,35 +13,44 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from clamplib.files import InputError, show
-from clamplib.retrieval.index import Hit, Index, Record
+from clamplib.retrieval.index import Index, Match, Record
 
-BATCH = 1000  # records a message: with 768 values each, 3 MB of the 64 MB that a server takes
-PART = 20_000  # records without their vectors that are read at a time: typically 6 MB of the 100 that a server gives
-MOST_HITS = 16_384  # Milvus's own limit, of hits and of queries
+BATCH = 1000  # records per message: 3 MB with 768 values each, of the 64 MB that a server accepts
+PART = 20_000  # records without their vectors read at a time: typically 6 MB of the 100 MB that a server sends
+MAX_MATCHES = 16_384  # Milvus's own limit on results and on queries
 CONNECT_SECONDS = 5
-# Bytes of a text. A path may be 4,096 long on Linux, and more where it leads through an archive. Milvus plans its
-# segments for the longest texts allowed, so that its own maximum, 65,535, would make many small ones.
+# Limits on texts, in bytes. A path may be 4,096 bytes long on Linux, and more if it leads through an archive. Milvus
+# sizes its segments for the longest texts allowed, so its own maximum of 65,535 would make many small segments.
 TEXT_BYTES = {"path": 8192, "key": 256, "label": 1024, "modality": 64}
 
 
 class MilvusIndex(Index):
-    """An index in a collection of Milvus, compared with every query in full (FLAT).
+    """An index in a Milvus collection. Searches are exact: every query is compared with every vector (FLAT).
 
-    Records are identified by a hash of their path: Milvus puts primary keys into expressions without quoting them.
-    One process at a time can have a .db open. The order of ties is Milvus's.
+    The primary key of a record is a hash of its path, because Milvus puts primary keys into expressions unquoted. Only
+    one process at a time can open a .db file. Milvus decides the order of ties.
     """
 
     def __init__(
         self, location: str, space: dict | None = None, width: int | None = None, *, collection: str = "clamp3"
     ):
-        """Opens the index in a .db (Milvus Lite) or at http(s)://…; where there is none and `width` is given, makes it.
+        """Opens the index in a .db file or at http(s)://…. If there is none and `width` is given, creates it.
 
-        A server that asks who is there is told user and password of http://user:password@…, else what the environment
-        variable MILVUS_TOKEN holds, user:password or a key. ImportError without pymilvus. InputError where no server
-        answers, where there is no index to open, or one of another space or width.
+        A server that requires a login gets user and password from http://user:password@…, or else the content of the
+        environment variable MILVUS_TOKEN (user:password or an API key).
+
+        Args:
+            location: a file name that ends in .db, or the address of a server.
+            space: the embedding space of the vectors, if it is known.
+            width: the number of values per vector.
+            collection: the name of the Milvus collection.
+
+        Raises:
+            ImportError: pymilvus or milvus-lite is not installed.
+            InputError: no server answers, there is no index to open, or it holds vectors of another space or width.
         """
         location = str(location)
-        self.location, self.collection = _without_password(location), collection
+        self.location, self.collection = hide_password(location), collection
         local = not location.startswith(("http://", "https://"))
         if local and not location.endswith(".db"):
             raise InputError(f"{show(self.location)}: expected a name that ends in .db, or http://… of a Milvus server")
@@ -57,9 +66,7 @@ class MilvusIndex(Index):
         self._client.load_collection(collection)
         described = self._client.describe_collection(collection)
         if "space" not in described["properties"]:
-            raise InputError(
-                f"{show(self.location)}: its collection {collection!r} is none that `clamp3 index` has made"
-            )
+            raise InputError(f"{show(self.location)}: its collection {collection!r} was not made by `clamp3 index`")
         [self.width] = [field["params"]["dim"] for field in described["fields"] if field["name"] == "vector"]
         self._check(space, width, json.loads(described["properties"]["space"]))
 
@@ -77,7 +84,7 @@ class MilvusIndex(Index):
             self.collection,
             schema=schema,
             index_params=index,
-            consistency_level="Strong",  # what was written is found
+            consistency_level="Strong",  # a search sees every write before it
             properties={"space": json.dumps(space)},
         )
 
@@ -88,7 +95,8 @@ class MilvusIndex(Index):
         return self._client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
     def records(self) -> list[Record]:
-        # Hashes lie evenly. (pymilvus's own iterator warns with Milvus Lite each time.)
+        # Hashes are evenly distributed, so ranges of ids divide the records. pymilvus's own iterator would do the same,
+        # but it warns each time with Milvus Lite.
         parts = 1 + len(self) // PART
         edges = [f"{part * 16**8 // parts:08x}" for part in range(parts)] + ["g"]
         found = []
@@ -108,7 +116,7 @@ class MilvusIndex(Index):
     def vectors(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         found = {}
         for batch in _batches(sorted(set(keys))):
-            wanted = f"key in [{', '.join(map(_quote, batch))}]"
+            wanted = f"key in [{', '.join(map(quote_text, batch))}]"
             rows = self._client.query(self.collection, filter=wanted, output_fields=["key"])
             one_each = {row["key"]: row["id"] for row in rows}
             for row in self._client.get(self.collection, ids=list(one_each.values()), output_fields=["key", "vector"]):
@@ -124,28 +132,28 @@ class MilvusIndex(Index):
         for batch in _batches([_id(path) for path in paths]):
             self._client.delete(self.collection, ids=batch)
 
-    def _search(self, queries: np.ndarray, top_k: int, terms: list[tuple[str, str, str]]) -> list[list[Hit]]:
-        if top_k > MOST_HITS:
+    def _search(self, queries: np.ndarray, top_k: int, terms: list[tuple[str, str, str]]) -> list[list[Match]]:
+        if top_k > MAX_MATCHES:
             raise InputError(
-                f"{show(self.location)}: expected top_k of at most {MOST_HITS}, Milvus's limit, got {top_k}"
+                f"{show(self.location)}: expected top_k of at most {MAX_MATCHES}, Milvus's limit, got {top_k}"
             )
+        condition = " and ".join(f"{name} {operator} {quote_text(value)}" for name, operator, value in terms)
         found = []
-        for batch in _batches(queries, MOST_HITS // top_k):
-            found += self._client.search(
+        for batch in _batches(queries, MAX_MATCHES // top_k):
+            results = self._client.search(
                 self.collection,
                 data=batch,
                 limit=top_k,
-                filter=" and ".join(f"{name} {operator} {_quote(value)}" for name, operator, value in terms),
+                filter=condition,
                 output_fields=["path", "label", "modality"],
             )
-        return [
-            [Hit(*(hit["entity"][name] for name in ("path", "label", "modality")), hit["distance"]) for hit in hits]
-            for hits in found
-        ]
+            for hits in results:
+                found.append([Match(**hit["entity"], similarity=hit["distance"]) for hit in hits])
+        return found
 
 
 class _Client:
-    """pymilvus's client of a .db or a server; InputError says what that refuses."""
+    """A pymilvus client whose methods raise InputError if Milvus refuses a call."""
 
     def __init__(self, location: str, local: bool):
         try:
@@ -154,25 +162,27 @@ class _Client:
             if local:
                 import milvus_lite  # noqa: F401
         except ImportError as error:
-            raise ImportError("an index in Milvus needs packages of its own: pip install 'clamplib[milvus]'") from error
-        self._location = _without_password(location)
-        with self._named(
-            "the .db of Milvus Lite that no other process has open"
-            if local
-            else "a Milvus server that answers (one that wants a user: http://user:password@…, or MILVUS_TOKEN)"
-        ):
-            token = "" if local or urlsplit(location).username else os.environ.get("MILVUS_TOKEN", "")
+            raise ImportError(
+                'Milvus needs extra packages; in a clone, run: pip install -c constraints.txt -e ".[milvus]"'
+            ) from error
+        self._location = hide_password(location)
+        if local:
+            expected = "the .db file of Milvus Lite, which no other process has open"
+        else:
+            expected = "a Milvus server that answers (for a login: http://user:password@…, or MILVUS_TOKEN)"
+        token = "" if local or urlsplit(location).username else os.environ.get("MILVUS_TOKEN", "")
+        with self._errors_named(expected):
             self._client = MilvusClient(location, token=token, timeout=CONNECT_SECONDS)
 
     def __getattr__(self, name: str) -> Callable:
         def call(*arguments: Any, **options: Any) -> Any:
-            with self._named(f"Milvus to do {name}"):
+            with self._errors_named(f"Milvus to do {name}"):
                 return getattr(self._client, name)(*arguments, **options)
 
         return call
 
     @contextmanager
-    def _named(self, expected: str) -> Iterator[None]:
+    def _errors_named(self, expected: str) -> Iterator[None]:
         from pymilvus import MilvusException
 
         try:
@@ -181,8 +191,8 @@ class _Client:
             raise InputError(f"{show(self._location)}: expected {expected}, got: {error.message}") from error
 
 
-def _without_password(location: str) -> str:
-    """A place as it may be shown."""
+def hide_password(location: str) -> str:
+    """Removes user and password from an address, so that it can be shown."""
     scheme, separator, rest = location.partition("://")
     return scheme + separator + rest.rpartition("@")[2]
 
@@ -192,14 +202,14 @@ def _id(path: str) -> str:
 
 
 def _texts(record: Record) -> dict[str, str]:
-    """The texts of a record's row. InputError where Milvus cannot hold one."""
+    """Returns the text fields of a record's row. Raises InputError if Milvus cannot store one."""
     texts = {name: getattr(record, name) for name in TEXT_BYTES}
     for name, text in texts.items():
         try:
             length = len(text.encode())
         except UnicodeEncodeError:
             raise InputError(
-                f"{show(record.path)}: expected a {name} in Unicode, which Milvus demands; rename it"
+                f"{show(record.path)}: expected a {name} in Unicode, which Milvus requires; rename it"
             ) from None
         if length > TEXT_BYTES[name]:
             raise InputError(
@@ -208,15 +218,15 @@ def _texts(record: Record) -> dict[str, str]:
     return {"id": _id(record.path), **texts}
 
 
-def _quote(text: str) -> str:
-    """A text as a literal of Milvus's expressions. (Their parameters, the other way, Milvus Lite does not know.)
+def quote_text(text: str) -> str:
+    """Quotes a text as a literal of a Milvus expression. Milvus Lite does not support expression parameters.
 
-    InputError where it is no Unicode.
+    Raises InputError if the text is not Unicode.
     """
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{show(text)}: expected a name in Unicode, which Milvus demands") from None
+        raise InputError(f"{show(text)}: expected a name in Unicode, which Milvus requires") from None
     return '"' + text.translate({ord('"'): r"\"", ord("\\"): r"\\", ord("\n"): r"\n", ord("\r"): r"\r"}) + '"'
 
 

@@ -1,12 +1,13 @@
-"""Folders of feature vectors, compared by cosine.
+"""Folders of feature vectors, compared by cosine, and the one search that everything here uses.
 
-A feature file is a .npy of one vector, [D] or [1, D]; its key is its folder below the root and its name up to
-the first dot, so that `a.0.npy` and `a.1.npy` share a key. Each folder is read once, into one matrix of unit
-rows; every comparison is a matrix product, a block at a time. Vectors of two spaces (see `space`) are not
+A feature file is a .npy file of one vector, [D] or [1, D]. Its key is its folder below the root and its name up to the
+first dot, so that `a.0.npy` and `a.1.npy` share a key. A folder is read once, into one matrix of unit rows. Comparisons
+are matrix products, computed in blocks so that memory is bounded. Vectors of two spaces (see `space`) are never
 compared.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from clamplib.files import InputError, key, load_array, show, walk
 from clamplib.space import check_same_space, read_space
 
-BLOCK_VALUES = 1 << 25  # similarities held at a time: 128 MiB of float32
+BLOCK_VALUES = 1 << 25  # similarities, or values of vectors, in memory at a time: 128 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Features:
     """The vectors of one folder, in the order of their paths."""
 
     keys: list[str]
-    matrix: np.ndarray  # float32 [N, D], each row divided by its length
-    lengths: np.ndarray  # float32 [N], what the rows were divided by
+    matrix: np.ndarray  # float32 [N, D], unit rows
+    lengths: np.ndarray  # float32 [N], the lengths of the rows before they were normalized
     paths: list[Path]
-    failures: list[Exception]  # files that hold no usable vector, left out
+    failures: list[Exception]  # one for each file that was left out because it holds no usable vector
     space: dict | None
 
     def __len__(self) -> int:
@@ -34,12 +35,19 @@ class Features:
 
     @property
     def raw(self) -> np.ndarray:
-        """The vectors with the lengths that they were extracted with, float32 [N, D]."""
+        """The vectors with their original lengths, float32 [N, D]."""
         return self.lengths[:, None] * self.matrix
 
 
 def load_vector(path: str | Path) -> np.ndarray:
-    """The vector in a .npy file as float32 [D]; InputError says what is wrong with it."""
+    """Reads one vector from a .npy file.
+
+    Returns:
+        The vector, float32 [D].
+
+    Raises:
+        InputError: the file does not hold one vector, or the vector is all zeros.
+    """
     array = load_array(path)
     vector = array[0] if array.ndim == 2 and len(array) == 1 else array
     if vector.ndim != 1 or not vector.size:
@@ -51,10 +59,13 @@ def load_vector(path: str | Path) -> np.ndarray:
 
 
 def load_features(folder: str | Path) -> Features:
-    """All .npy files under `folder` as one matrix of unit rows.
+    """Reads all .npy files under a folder into one matrix of unit rows.
 
-    A file that holds no usable vector, or one of another width than most, is left out and listed in
-    `failures`. InputError where no file is left, or where features of two spaces lie together.
+    A file is left out, and listed in `failures`, if it holds no usable vector or if its width differs from that of
+    most files.
+
+    Raises:
+        InputError: no file is left, or the folder mixes features of two spaces.
     """
     space = read_space(folder)
     vectors: dict[Path, np.ndarray] = {}
@@ -77,14 +88,40 @@ def load_features(folder: str | Path) -> Features:
     return Features([key(path, folder) for path in paths], matrix, lengths, paths, failures, space)
 
 
+def load_folders(query_folder: str | Path, reference_folder: str | Path) -> tuple[Features, Features]:
+    """Reads the features of two folders, or of a file and a folder, that are to be compared.
+
+    Raises:
+        InputError: one of them cannot be read, or their spaces or widths differ.
+    """
+    queries, references = load_features(query_folder), load_features(reference_folder)
+    check_same_space(query_folder, queries.space, reference_folder, references.space)
+    width, expected = queries.matrix.shape[1], references.matrix.shape[1]
+    if width != expected:
+        raise InputError(
+            f"{show(query_folder)}: expected {expected} values per vector as in {show(reference_folder)}, got {width}"
+        )
+    return queries, references
+
+
 def normalize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[N, D], no row of zeros -> rows of length 1, float32 [N, D], and their former lengths, float32 [N]."""
+    """Scales vectors to length 1.
+
+    Args:
+        vectors: [N, D], no row of which is all zeros.
+
+    Returns:
+        The unit rows, float32 [N, D], and the original lengths, float32 [N].
+    """
     lengths = np.linalg.norm(vectors, axis=1).astype(np.float32)
     return (vectors / lengths[:, None]).astype(np.float32, copy=False), lengths
 
 
 def unit_mean(vectors: np.ndarray) -> tuple[np.ndarray, float]:
-    """The direction float64 [D] and the length of the mean of vectors [N, D].
+    """Averages vectors [N, D].
+
+    Returns:
+        The direction of the mean, float64 [D] of length 1, and the length of the mean.
 
     Raises:
         InputError: there are no vectors, or they add up to zero.
@@ -98,35 +135,65 @@ def unit_mean(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     return mean / length, length
 
 
-def load_folders(query_folder: str | Path, reference_folder: str | Path) -> tuple[Features, Features]:
-    """The features of two folders, or of a file and a folder. InputError where they cannot be compared."""
-    queries, references = load_features(query_folder), load_features(reference_folder)
-    check_same_space(query_folder, queries.space, reference_folder, references.space)
-    width, expected = queries.matrix.shape[1], references.matrix.shape[1]
-    if width != expected:
-        raise InputError(
-            f"{show(query_folder)}: expected {expected} values per vector as in {show(reference_folder)}, got {width}"
-        )
-    return queries, references
+def search(
+    queries: np.ndarray, references: np.ndarray, top_k: int = 10, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the references that are most similar to each query.
 
+    Args:
+        queries: float32 [Q, D], unit rows.
+        references: float32 [N, D], unit rows; may be mapped from a file.
+        top_k: how many references to return per query.
+        rows: int64 [M], ascending: the rows of `references` to search among; all of them if None.
 
-def search(query: np.ndarray, references: np.ndarray, top_k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """The closest references of each query.
+    Returns:
+        The rows of the references, int64 [Q, k], and their similarities, float32 [Q, k], where k is the smaller of
+        `top_k` and the number of references searched. The most similar comes first; ties keep the references' order.
 
-    query: [Q, D] and references: [N, D], unit rows. Returns (rows int64 [Q, k], similarities float32 [Q, k]),
-    closest first and ties in the order of the references, with k the smaller of top_k and N.
+    Raises:
+        ValueError: `top_k` is below 1.
     """
     if top_k < 1:
         raise ValueError(f"expected top_k of at least 1, got {top_k}")
-    top_k = min(top_k, len(references))
-    rows = np.empty((len(query), top_k), np.int64)
-    scores = np.empty((len(query), top_k), np.float32)
+    rows = np.arange(len(references)) if rows is None else rows
+    top_k = min(top_k, len(rows))
+    best = np.zeros((len(queries), top_k), np.int64)
+    similarities = np.full((len(queries), top_k), -np.inf, np.float32)
+    searched = 0
+    for block in row_blocks(references, rows):
+        block_k = min(top_k, len(block))
+        for start, products in similarity_blocks(queries, block):
+            for query, row in enumerate(products, start):
+                # Only what reaches the worst result so far is sorted. After the first block that is next to nothing.
+                full = searched >= top_k
+                least = similarities[query, -1] if full else np.partition(row, -block_k)[-block_k]
+                near = np.flatnonzero(row >= least)
+                found = np.concatenate([similarities[query], row[near]])
+                order = np.argsort(-found, kind="stable")[:top_k]
+                best[query] = np.concatenate([best[query], rows[searched + near]])[order]
+                similarities[query] = found[order]
+        searched += len(block)
+    return best, similarities
+
+
+def row_blocks(matrix: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the given rows [M], ascending, of a matrix [N, D] in blocks of at most BLOCK_VALUES values.
+
+    Consecutive rows are not copied.
+    """
+    step = max(1, BLOCK_VALUES // matrix.shape[1])
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        consecutive = block[-1] - block[0] + 1 == len(block)
+        yield matrix[block[0] : block[-1] + 1] if consecutive else matrix[block]
+
+
+def similarity_blocks(queries: np.ndarray, references: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Multiplies queries [Q, D] with references [N, D] in blocks of at most BLOCK_VALUES similarities.
+
+    Yields:
+        The number of the block's first query, and the similarities [q, N] of its queries.
+    """
     step = max(1, BLOCK_VALUES // len(references))
-    for start in range(0, len(query), step):
-        similarity = query[start : start + step] @ references.T
-        for i, row in enumerate(similarity, start):
-            least = np.partition(row, -top_k)[-top_k]
-            best = np.flatnonzero(row >= least)
-            rows[i] = best[np.argsort(-row[best], kind="stable")][:top_k]
-            scores[i] = row[rows[i]]
-    return rows, scores
+    for start in range(0, len(queries), step):
+        yield start, queries[start : start + step] @ references.T

@@ -4,17 +4,17 @@ const KINDS = { score: "Scores", midi: "MIDI", audio: "Recordings", text: "Texts
 const ONE = { score: "score", midi: "MIDI", audio: "recording", text: "text", image: "image" };
 const STEP = 20; // results at a time
 const MOST = 500;
-const TEXT_BYTES = 2000; // of a text, that are shown
+const TEXT_BYTES = 2000; // shown of a text
 
 const find = (selector, within = document) => within.querySelector(selector);
 const box = find("#q");
 const results = find("#results");
-const uploads = new Map(); // files that were searched by, while the page is open
-let library;
-let latest; // the search under way
+const uploads = new Map(); // files that were used as queries since the page was opened, by name
+let collection;
+let latest; // aborts the current search
 let shown = STEP;
 
-/** What an address asks for: {text, like, upload, modality}. */
+/** The search in the page's address: {text, like, upload, modality}. */
 function asked() {
   const words = new URLSearchParams(location.search);
   return {
@@ -25,7 +25,7 @@ function asked() {
   };
 }
 
-/** Goes to a search, which then stands in the address. */
+/** Runs a search and puts it into the page's address. */
 function go(words, modality = asked().modality) {
   const query = new URLSearchParams(words);
   if (modality) query.set("modality", modality);
@@ -49,9 +49,9 @@ function request({ text, like, upload, modality }, signal) {
   if (text) return ask(`/api/search?${new URLSearchParams({ q: text })}&${options}`, { signal });
   if (like) return ask(`/api/similar?${new URLSearchParams({ source: like })}&${options}`, { signal });
   const file = uploads.get(upload);
-  if (!file) throw new Error(`${upload}: please choose this file again, a page cannot reopen it.`);
-  if (file.size > library.max_upload) {
-    throw new Error(`${file.name}: expected at most ${Math.floor(library.max_upload / 2 ** 20)} MB.`);
+  if (!file) throw new Error(`${upload}: please choose this file again; a page cannot reopen files.`);
+  if (file.size > collection.max_upload) {
+    throw new Error(`${file.name}: expected at most ${Math.floor(collection.max_upload / 2 ** 20)} MB.`);
   }
   const body = new FormData();
   body.set("file", file, file.name);
@@ -92,10 +92,11 @@ function say(text, fault = false) {
 }
 
 function show({ query, total, results: items }) {
-  const to = query.text ?? query.file ?? nameOf(query.item);
-  const count = items.length < total ? `The ${items.length} closest of ${total}` : `All ${total}, closest first,`;
-  const seen = query.caption === undefined ? "" : `, in which is seen “${query.caption}”`;
-  say(`${total ? `${count} to` : "There is nothing of this kind to compare with"} “${to}”${seen}`);
+  const wanted = query.text ?? query.file ?? nameOf(query.item);
+  const seen = query.caption === undefined ? "" : ` (a picture of “${query.caption}”)`;
+  let count = total === 1 ? "1 result" : `${total || "No"} results`;
+  if (items.length < total) count = `${items.length} of ${count}`;
+  say(`${count} for “${wanted}”${seen}${total > 1 ? ", closest first" : ""}`);
   const old = new Map([...results.children].map((element) => [element.dataset.key, element]));
   results.replaceChildren(
     ...items.map((item) => {
@@ -142,7 +143,7 @@ function drawn(item) {
       preview.append(audio);
       play.remove();
       audio.focus();
-      audio.play().catch(() => {}); // its error event says why
+      audio.play().catch(() => {}); // the player's error event is handled below
     });
   }
   return element;
@@ -153,7 +154,7 @@ function notation(item) {
   const narrow = document.createElement("source");
   narrow.media = "(max-width: 32rem)";
   narrow.srcset = `${item.notation}&narrow`;
-  both.append(narrow, picture(item.notation, "", `Notation of ${nameOf(item)}, its beginning`));
+  both.append(narrow, picture(item.notation, "", `Notation of the beginning of ${nameOf(item)}`));
   return both;
 }
 
@@ -190,7 +191,7 @@ function text(item) {
       if (!response.ok) throw new Error((await response.json()).error);
       const bytes = await response.arrayBuffer();
       const all = Number(response.headers.get("Content-Range")?.split("/")[1] ?? bytes.byteLength);
-      // in a stream, half a character at the end is no error
+      // as a stream, because the bytes may end within a character
       const words = new TextDecoder().decode(bytes, { stream: true });
       quote.textContent = all > bytes.byteLength ? `${words.trim()} …` : words.trim();
     })
@@ -198,9 +199,9 @@ function text(item) {
   return quote;
 }
 
-/** Says in place of a picture or a player why the server gave none. */
+/** Replaces a picture or a player by the reason why it failed. */
 async function explain(element, url) {
-  const reason = await ask(url).then(() => "This browser cannot show it.", (error) => error.message);
+  const reason = await ask(url).then(() => "This browser cannot show this preview.", (error) => error.message);
   fault(element, reason);
 }
 
@@ -218,15 +219,15 @@ function upload(file) {
 
 async function start() {
   try {
-    library = await ask("/api/library");
+    collection = await ask("/api/collection");
   } catch (error) {
     say(error.message, true);
     return;
   }
-  find("#about").textContent = `${library.name}, ${library.total} ${library.total === 1 ? "source" : "sources"}`;
-  find("#file").accept = library.suffixes.join(",");
-  find("#pictures").hidden = !library.suffixes.includes(".png");
-  const kinds = Object.keys(KINDS).filter((kind) => library.modalities[kind]);
+  find("#about").textContent = `${collection.name}, ${collection.total} ${collection.total === 1 ? "source" : "sources"}`;
+  find("#file").accept = collection.suffixes.join(",");
+  find("#pictures").hidden = !collection.suffixes.includes(".png");
+  const kinds = Object.keys(KINDS).filter((kind) => collection.modalities[kind]);
   const filters = find("#filters");
   filters.hidden = kinds.length < 2;
   for (const kind of ["", ...kinds]) {
@@ -236,7 +237,7 @@ async function start() {
     label.htmlFor = radio.id;
     label.textContent = KINDS[kind] ?? "All";
     const count = document.createElement("span");
-    count.textContent = library.modalities[kind] ?? library.total;
+    count.textContent = collection.modalities[kind] ?? collection.total;
     label.append(count);
     const choice = document.createElement("div");
     choice.append(radio, label);
@@ -260,17 +261,17 @@ find("#filters").addEventListener("change", (event) => {
 find("#file").addEventListener("change", (event) => {
   const [file] = event.target.files;
   if (file) upload(file);
-  event.target.value = ""; // so that the same one may be chosen again
+  event.target.value = ""; // so that the same file can be chosen again
 });
 
 find("#more").addEventListener("click", async () => {
   const before = results.children.length;
   shown = Math.min(shown + STEP, MOST);
   await search();
-  if (results.children[before]) find(".similar", results.children[before]).focus(); // the button went away under it
+  if (results.children[before]) find(".similar", results.children[before]).focus(); // the button that had it may be hidden now
 });
 
-// links to searches stay in this page, unless a new tab is asked for
+// Links to searches stay in this page, unless the user asks for a new tab.
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a.similar, #welcome a");
   if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
@@ -287,7 +288,7 @@ document.addEventListener("keydown", (event) => {
   box.select();
 });
 
-// one at a time
+// Only one player plays at a time.
 document.addEventListener(
   "play",
   (event) => {
