@@ -1,7 +1,9 @@
-"""MRR and Hit@1, 10 and 100 of the files of a folder among those of another that have the same keys, by CLaMP 3.
+"""Measures retrieval between two folders of raw files by CLaMP 3: MRR, and Hit@1, 10 and 100, of pairs with equal keys.
 
-A key is the folder below the root and the file name up to its first dot; several queries may share one. Only keys
-that both folders have take part. Each query's rank is saved as a JSON line.
+A key is the sub-folder and the file name up to its first dot; several queries may share one. Keys that only one of the
+folders has are left out. The rank of each query is saved as a JSON line.
+
+example: python clamp3_eval.py texts music
 """
 
 import sys
@@ -11,11 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))  # this clone'
 
 from clamplib.app.comparisons import RAW_FILES, pairs_parser, run_eval, run_raw
 
-EXAMPLE = "example: python clamp3_eval.py texts music"
-
 
 def main(argv: list[str] | None = None) -> int:
-    return run_raw(run_eval, pairs_parser(__doc__, EXAMPLE, RAW_FILES, "retrieval_ranks.jsonl"), argv)
+    return run_raw(run_eval, pairs_parser(__doc__, RAW_FILES, "retrieval_ranks.jsonl"), argv)
 
 
 if __name__ == "__main__":

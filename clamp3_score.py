@@ -1,8 +1,10 @@
-"""How alike two folders of files are, by CLaMP 3: the average similarity of the pairs of equal keys, or of the groups.
+"""Measures how similar two folders of raw files are by CLaMP 3: the mean similarity of pairs with equal keys.
 
-A key is the folder below the root and the file name up to its first dot; several queries may share one. Each pair's
-similarity is saved as a JSON line, the most alike first. --group needs no pairs: it gives the cosine of the two
-folders' mean vectors.
+A key is the sub-folder and the file name up to its first dot; several queries may share one. The similarity of each
+pair is saved as a JSON line, the most similar pair first. --group needs no pairs: it compares the mean vectors of the
+two folders by cosine.
+
+example: python clamp3_score.py generated real --group
 """
 
 import sys
@@ -12,11 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))  # this clone'
 
 from clamplib.app.comparisons import RAW_FILES, run_raw, run_score, score_parser
 
-EXAMPLE = "example: python clamp3_score.py generated real --group"
-
 
 def main(argv: list[str] | None = None) -> int:
-    return run_raw(run_score, score_parser(__doc__, EXAMPLE, RAW_FILES), argv)
+    return run_raw(run_score, score_parser(__doc__, RAW_FILES), argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The files of a folder that are closest to one file, by CLaMP 3: scores, MIDI, recordings, images and texts."""
+"""Finds the raw files of a folder that are closest to one file by CLaMP 3: scores, MIDI, recordings, images and texts.
+
+example: python clamp3_search.py lament.txt music --top_k 5
+"""
 
 import sys
 from pathlib import Path
@@ -7,11 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))  # this clone'
 
 from clamplib.app.comparisons import RAW_FILES, run_raw, run_search, search_parser
 
-EXAMPLE = "example: python clamp3_search.py lament.txt music --top_k 5"
-
 
 def main(argv: list[str] | None = None) -> int:
-    return run_raw(run_search, search_parser(__doc__, EXAMPLE, RAW_FILES), argv)
+    return run_raw(run_search, search_parser(__doc__, RAW_FILES), argv)
 
 
 if __name__ == "__main__":

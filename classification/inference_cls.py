@@ -1,46 +1,39 @@
-"""Labels the features of a folder by the weights that train_cls.py saved: a JSON file {feature path: label}.
+"""Labels the features of a folder with the weights that train_cls.py saved, and writes JSON: {feature path: label}.
 
 With --probabilities: {feature path: {"label": label, "probabilities": {label: probability}}}.
+
+example: python inference_cls.py weights-tunes.pth features/more_tunes labels.json --probabilities
 """
 
-import argparse
 import sys
 
+from clamplib.command import guarded, make_parser, report_left_out
 from clamplib.evaluation.labels import save_labels
 from clamplib.evaluation.probe import classify_folder
-from clamplib.files import InputError
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python inference_cls.py weights-tunes.pth features/more_tunes labels.json --probabilities",
-    )
-    parser.add_argument("weights_path", help="weights file (.pth) of train_cls.py")
-    parser.add_argument("feature_folder", help="folder of .npy files of global vectors; sub-folders count")
-    parser.add_argument("output_file", help="JSON file to write")
-    parser.add_argument("--probabilities", action="store_true", help="write the probability of every label, too")
-    return parser
-
-
+@guarded
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    try:
-        probe, features, probabilities = classify_folder(args.weights_path, args.feature_folder)
-        found = {}
-        for path, row in zip(features.paths, probabilities, strict=True):
-            label = probe.classes[row.argmax()]
-            each = dict(zip(probe.classes, row.tolist(), strict=True))
-            found[str(path)] = {"label": label, "probabilities": each} if args.probabilities else label
-        save_labels(args.output_file, found)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    parser = make_parser(__doc__)
+    parser.add_argument("weights_path", help="weights file (.pth) of train_cls.py")
+    parser.add_argument("feature_folder", help="folder of .npy files of global vectors, with its sub-folders")
+    parser.add_argument("output_file", help="JSON file to write")
+    parser.add_argument("--probabilities", action="store_true", help="also write the probability of every label")
+    args = parser.parse_args(argv)
+    probe, features, probabilities = classify_folder(args.weights_path, args.feature_folder)
+    found: dict[str, object] = {}
+    for path, row in zip(features.paths, probabilities, strict=True):
+        label = probe.classes[row.argmax()]
+        if args.probabilities:
+            found[str(path)] = {
+                "label": label,
+                "probabilities": dict(zip(probe.classes, row.tolist(), strict=True)),
+            }
+        else:
+            found[str(path)] = label
+    save_labels(args.output_file, found)
     print(f"{len(features)} features labeled, saved in '{args.output_file}'.")
-    for failure in features.failures:
-        print(f"left out: {failure}", file=sys.stderr)
-    return 1 if features.failures else 0
+    return report_left_out(features.failures)
 
 
 if __name__ == "__main__":

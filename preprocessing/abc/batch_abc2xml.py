@@ -1,6 +1,6 @@
-"""ABC, standard or interleaved, one tune a file -> MusicXML.
+"""Converts ABC, standard or interleaved, with one tune per file, to MusicXML.
 
-python preprocessing/abc/batch_abc2xml.py abc_folder xml_folder
+example: python preprocessing/abc/batch_abc2xml.py abc_folder xml_folder
 """
 
 import sys
@@ -11,13 +11,13 @@ from clamplib.files import InputError, show
 from clamplib.formats.notation import abc_to_xml, split_tunes
 from clamplib.formats.score_files import read_text
 
-input_dir = "<path_to_your_abc_files>"  # what is converted when no folder is given
+input_dir = "<path_to_your_abc_files>"  # the default input
 
 
 def convert(path: Path) -> str:
     tunes = split_tunes(read_text(path))
     if len(tunes) != 1:
-        raise InputError(f"{show(path)}: expected one tune, came {len(tunes)}; batch_xml2abc.py splits tunebooks")
+        raise InputError(f"{show(path)}: expected one tune, got {len(tunes)}; batch_xml2abc.py splits tunebooks")
     return abc_to_xml(tunes[0])
 
 

@@ -1,6 +1,6 @@
-"""Standard ABC, as batch_xml2abc.py writes it -> interleaved ABC, which M3 and CLaMP 3 read.
+"""Converts standard ABC, as batch_xml2abc.py writes it, to interleaved ABC, which M3 and CLaMP 3 read.
 
-python preprocessing/abc/batch_interleaved_abc.py abc_folder interleaved_folder
+example: python preprocessing/abc/batch_interleaved_abc.py abc_folder interleaved_folder
 """
 
 import sys
@@ -10,7 +10,7 @@ from clamplib.command import batch_parser, convert_folder
 from clamplib.formats.notation import bars_differ, interleave
 from clamplib.formats.score_files import read_text
 
-input_dir = "<path_to_your_abc_files>"  # what is converted when no folder is given
+input_dir = "<path_to_your_abc_files>"  # the default input
 
 
 def write_interleaved(source: Path, target: Path) -> str | None:

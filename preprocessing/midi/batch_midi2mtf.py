@@ -1,6 +1,6 @@
-"""MIDI files -> MTF, the MIDI text format that M3 and CLaMP 3 read.
+"""Converts MIDI files to MTF, the MIDI text format that M3 and CLaMP 3 read.
 
-python preprocessing/midi/batch_midi2mtf.py midi_folder mtf_folder
+example: python preprocessing/midi/batch_midi2mtf.py midi_folder mtf_folder
 """
 
 import argparse
@@ -11,12 +11,12 @@ from functools import partial
 from clamplib.command import batch_parser, convert_folder, text_writer
 from clamplib.formats.mtf import midi_to_mtf
 
-input_dir = "<path_to_your_midi_files>"  # what is converted when no folder is given
+input_dir = "<path_to_your_midi_files>"  # the default input
 m3_compatible = True  # leave out the messages that hold words, as in the training of M3
 
 
 def load_midi(path: str | os.PathLike, m3_compatible: bool = m3_compatible) -> str:
-    """The MTF of one MIDI file."""
+    """Returns the MTF of one MIDI file."""
     return midi_to_mtf(path, m3_compatible)
 
 

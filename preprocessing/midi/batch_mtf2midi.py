@@ -1,6 +1,6 @@
-"""MTF -> MIDI files of one track.
+"""Converts MTF to MIDI files of one track.
 
-python preprocessing/midi/batch_mtf2midi.py mtf_folder midi_folder
+example: python preprocessing/midi/batch_mtf2midi.py mtf_folder midi_folder
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 from clamplib.command import batch_parser, convert_folder
 from clamplib.formats.mtf import mtf_to_midi
 
-input_dir = "<path_to_your_mtf_files>"  # what is converted when no folder is given
+input_dir = "<path_to_your_mtf_files>"  # the default input
 
 
 def write_midi(source: Path, target: Path) -> None:

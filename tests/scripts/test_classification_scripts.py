@@ -13,8 +13,8 @@ import torch
 
 from clamplib.embedding.encoding import encode_scores, encode_texts
 from clamplib.models.checkpoints import load_clamp3
-from convert import without_labels
-from corpus import pieces
+from recipes.mini.convert import without_labels
+from recipes.mini.corpus import corpus_pieces
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "classification"
@@ -146,7 +146,7 @@ def test_bad_input_is_an_error_and_status_1(place, run):
         ([*train, "one"], "at least two labels to tell apart"),
         ([*train, "singles"], "a label with two pieces"),
         ([*train, "train", "--eval_folder", "one"], "one: expected 64 values per vector"),
-        ([*train, "train", "--eval_folder", "strange"], "nothing to train on is 'polka'"),
+        ([*train, "train", "--eval_folder", "strange"], "no feature to train on is labeled 'polka'"),
         ([*train, "train", "--eval_split", "1"], "a share between 0 and 1"),
         ([*train, "train", "--labels", "absent.csv"], "absent.csv"),
         (["inference_cls", "absent.pth", "infer", "o.json"], "absent.pth"),
@@ -188,7 +188,7 @@ def test_zero_shot_on_real_tunes(tmp_path, run, monkeypatch):
     """Jigs and reels, told apart by two sentences each, and found by semantic_search against the prototypes."""
     monkeypatch.chdir(tmp_path)
     tunes: dict[str, list[str]] = {"jig": [], "reel": []}
-    for piece in islice(pieces(), 1600):
+    for piece in islice(corpus_pieces(), 1600):
         if piece.facts.kind in tunes:
             tunes[piece.facts.kind].append(without_labels(piece.abc))
     loaded = load_clamp3("mini", weights_folder=".")

@@ -152,7 +152,7 @@ def test_back_to_musicxml_takes_one_tune_a_file(tmp_path):
     (tmp_path / "in/one.abc").write_text(TUNE)
     assert run("batch_abc2xml", tmp_path / "in", tmp_path / "out") == 1
     assert files(tmp_path / "out") == ["failures.jsonl", "one.xml"]
-    assert "expected one tune, came 2" in (tmp_path / "out/failures.jsonl").read_text()
+    assert "expected one tune, got 2" in (tmp_path / "out/failures.jsonl").read_text()
 
 
 def test_a_cluster_needs_its_package(midis, monkeypatch, capsys):
