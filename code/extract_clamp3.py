@@ -1,7 +1,10 @@
-"""Features of texts, sheet music, MIDI and audio, by CLaMP 3.
+"""Extracts features of texts, sheet music, MIDI and recordings, by CLaMP 3.
 
-Takes .txt, interleaved .abc, .mtf and .npy (MERT features). Each file gives one .npy: with --get_global one
-vector [1, 768] for search and classification, else the last hidden states [1, length, 768].
+Takes .txt, interleaved .abc, .mtf and .npy (MERT features). Each file gives one .npy: with --get_global one vector
+[1, 768] for search and classification, else the last hidden states [1, length, 768]. Other ABC is read as found, and a
+warning names it.
+
+example: accelerate launch extract_clamp3.py scores features/scores --get_global
 """
 
 import argparse
@@ -9,39 +12,38 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from clamplib.command import add_variant, positive
+from clamplib.command import add_variant, guarded, make_parser, positive, report_batch
 from clamplib.embedding.encoding import CPU_BATCH_SIZE, GPU_BATCH_SIZE
-from clamplib.embedding.extraction import extract_files, input_files
-from clamplib.embedding.sequences import MODALITIES
+from clamplib.embedding.folders import extract_files, input_files
+from clamplib.embedding.reading import SEQUENCE_SUFFIXES
 from clamplib.models import distributed
-from clamplib.models.checkpoints import Loaded
-from clamplib.models.settings import load_clamp3
+from clamplib.models.checkpoints import LoadedModel
+from clamplib.models.settings import load_variant
 from utils import CONFIG
 
-EXAMPLE = "example: accelerate launch extract_clamp3.py scores features/scores --get_global"
 
-
-def build_parser(description: str, example: str) -> argparse.ArgumentParser:
-    """What the extraction scripts have in common."""
-    parser = argparse.ArgumentParser(
-        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def extraction_parser(doc: str) -> argparse.ArgumentParser:
+    """Returns what the extraction scripts have in common."""
+    parser = make_parser(doc)
     parser.add_argument("input_dir", help="folder of input files; its sub-folders are kept")
     parser.add_argument("output_dir", help="folder for the .npy files; what is up to date there is skipped")
     add_variant(parser)
-    parser.add_argument("--config", type=Path, help="a file of assignments that replace those of config.py")
+    parser.add_argument("--config", type=Path, help="file of assignments that replace those of config.py")
     parser.add_argument(
         "--batch_size",
         type=positive,
-        help="full-length segments in a batch, or as many shorter ones as take the same space; "
-        f"default: {GPU_BATCH_SIZE} on a GPU, {CPU_BATCH_SIZE} on a CPU",
+        help="full-length segments in a batch, or as many shorter ones as take the same space "
+        f"(default: {GPU_BATCH_SIZE} on a GPU, {CPU_BATCH_SIZE} on a CPU)",
     )
-    parser.add_argument("--num_workers", type=int, help="processes that read ahead; default: by files and cores")
+    parser.add_argument("--num_workers", type=int, help="processes that read ahead (default: by files and cores)")
     return parser
 
 
-def run(args: argparse.Namespace, suffixes: Iterable[str], load: Callable[[], Loaded], get_global: bool = False) -> int:
-    """Extracts, prints the counts (of several processes the first), gives the exit status."""
+@guarded
+def extract(
+    args: argparse.Namespace, suffixes: Iterable[str], load: Callable[[], LoadedModel], get_global: bool = False
+) -> int:
+    """Extracts, and prints the counts; of several processes the first does."""
     try:
         sources = input_files(args.input_dir, args.output_dir, suffixes)
         device = distributed.start()
@@ -56,26 +58,21 @@ def run(args: argparse.Namespace, suffixes: Iterable[str], load: Callable[[], Lo
             batch_size=args.batch_size,
             workers=args.num_workers,
         )
-        if distributed.rank() == 0:
-            print(report.summary())
-        return report.exit_status
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return report_batch(report) if distributed.rank() == 0 else report.exit_status
     finally:
         distributed.stop()
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser(__doc__, EXAMPLE)
+    parser = extraction_parser(__doc__)
     parser.add_argument("--epoch", type=int, help="take the checkpoint of this epoch")
-    parser.add_argument("--get_global", action="store_true", help="one vector a file")
+    parser.add_argument("--get_global", action="store_true", help="write one vector per file")
     args = parser.parse_args(argv)
 
-    def load() -> Loaded:
-        return load_clamp3(args.variant, args.config, config=CONFIG, epoch=args.epoch)
+    def load() -> LoadedModel:
+        return load_variant(args.variant, args.config, config=CONFIG, epoch=args.epoch)
 
-    return run(args, MODALITIES, load, args.get_global)
+    return extract(args, SEQUENCE_SUFFIXES, load, args.get_global)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,26 @@
-"""Many files in, one output each: walk, name, skip what is done, run on all cores, report.
+"""Files: finding them, naming their outputs, writing whole or not at all, and reading arrays.
 
-Conventions of every batch in this library: the sub-folders of the input folder are kept; an output appears
-whole or not at all; an output that is not older than its input is done and is skipped; a file that fails
-never stops the others and is listed in `failures.jsonl` in the output folder. File names are data: nothing
-here reads a meaning into them but their suffix.
+Conventions of every batch in this library: the sub-folders of the input folder are kept; an output appears whole or not
+at all; an output that is not older than its input is done and is skipped. File names are data: nothing here reads a
+meaning into them but their suffix.
 """
 
-import gc
 import hashlib
-import json
-import logging
 import math
 import os
 import uuid
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from importlib.util import find_spec
+from functools import lru_cache
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import joblib
 import numpy as np
-from joblib.externals.loky.process_executor import TerminatedWorkerError
-from tqdm import tqdm
 
-logger = logging.getLogger(__name__)
-
-FAILURES = "failures.jsonl"
 TEMPORARY = ".clamp-"  # what the names of unfinished outputs begin with
-BACKENDS = {"ray": "ray", "dask": "distributed"}  # and their packages
-RAY_TASKS = 1000  # given to Ray at a time: enough that a cluster which can grow does
-MERT_STATES = 13  # hidden states of MERT-v1-95M
 HEAD_BYTES = 4096  # of a .npy file: more than the header of an array of numbers
-DIED = "the process that worked on it died: out of memory, or a crash in a library"
 
 
 class InputError(ValueError):
@@ -143,190 +125,6 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@dataclass
-class Report:
-    """What became of a batch."""
-
-    done: int = 0
-    skipped: int = 0
-    failures: list[dict[str, str]] = field(default_factory=list)
-    remarks: Counter[str] = field(default_factory=Counter)  # what was noted -> in how many files
-
-    def add_failure(self, path: str | os.PathLike, error: BaseException | str) -> None:
-        text = error if isinstance(error, str) else describe(error)
-        self.failures.append({"file": str(path), "error": text})
-        logger.warning("%s", text if show(path) in text else f"{show(path)}: {text}")
-
-    def write(self, output_root: str | Path) -> None:
-        """failures.jsonl: an object a line, with `file` and `error`; without failures an old one goes."""
-        path = Path(output_root, FAILURES)
-        if not self.failures:
-            path.unlink(missing_ok=True)
-            return
-        with atomic_path(path) as temporary:
-            lines = [json.dumps(failure) + "\n" for failure in self.failures]
-            temporary.write_text("".join(lines), encoding="utf-8")
-
-    def summary(self) -> str:
-        counts = f"{self.done} done, {self.skipped} skipped, {len(self.failures)} failed"
-        see = f" (see {FAILURES} in the output folder)" if self.failures else ""
-        return counts + see + "".join(f"; {count}: {remark}" for remark, count in self.remarks.items())
-
-    @property
-    def exit_status(self) -> int:
-        return 1 if self.failures else 0
-
-
-def describe(error: BaseException) -> str:
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-
-
-def run_batch(
-    function: Callable[[Path, Path], str | None],
-    sources: Sequence[os.PathLike],
-    targets: Sequence[Path],
-    *,
-    output_root: str | Path,
-    workers: int | None = None,
-    backend: str | None = None,
-    description: str = "",
-) -> Report:
-    """Calls function(source, temporary target) for every target that is not done, in parallel, and reports.
-
-    What it returns, if anything, is a remark on the output, which is counted in the report.
-    A source may be anything with a path (os.PathLike): a file, or one tune of a file that holds many.
-    `workers` None is one a core; `backend` is `ray`, `dask` or None for local processes.
-    """
-    report = Report()
-    jobs = [(s, t) for s, t in zip(sources, targets, strict=True) if not is_done(s, t)]
-    report.skipped = len(sources) - len(jobs)
-    outcomes = run_jobs(partial(_write, function), jobs, workers=workers, backend=backend)
-    for number, remark, error in tqdm(outcomes, total=len(jobs), desc=description, unit="file", disable=not jobs):
-        if error:
-            report.add_failure(jobs[number][0], error)
-            continue
-        report.done += 1
-        if remark:
-            report.remarks[remark] += 1
-    report.write(output_root)
-    return report
-
-
-def _write(function: Callable[[os.PathLike, Path], str | None], job: tuple[os.PathLike, Path]) -> str | None:
-    source, target = job
-    with atomic_path(target) as temporary:
-        return function(source, temporary)
-
-
-def run_jobs(
-    function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: int | None = None, backend: str | None = None
-) -> Iterator[tuple[int, Any, str | None]]:
-    """(number, function(job), None) of every job as it is done, or (number, None, why it failed), in parallel.
-
-    `workers` None is one a core; `backend` is `ray`, `dask` or None for local processes. `ray` and `dask` join the
-    cluster that their own environment variables name, or start one here; there a job that was on a lost machine, or
-    in a process that died, is tried again, three times. Of a Dask cluster all workers are used.
-    """
-    numbered = dict(enumerate(jobs))
-    if backend and not find_spec(BACKENDS[backend]):
-        raise ImportError(f"--backend {backend} needs a package of its own: pip install {BACKENDS[backend]}")
-    if backend == "ray":
-        yield from _on_ray(function, numbered, workers or RAY_TASKS)
-    elif backend == "dask":
-        yield from _on_dask(function, numbered)
-    else:
-        with joblib.parallel_config(backend="loky", n_jobs=workers or -1):
-            yield from _here(function, numbered)
-
-
-def _on_ray(function: Callable, jobs: dict[int, Any], at_once: int) -> Iterator[tuple]:
-    """`run_jobs` of numbered jobs, each a task of one CPU.
-
-    (joblib's own way to Ray, a pool of actors that ask for no CPU, may lie on one node and leaves the others idle.)
-    """
-    import ray
-
-    if not ray.is_initialized():
-        ray.init()
-    task, shared = ray.remote(num_cpus=1)(_one), ray.put(function)
-    waiting, running = iter(jobs.items()), {}
-    try:
-        while True:
-            for number, job in islice(waiting, at_once - len(running)):
-                running[task.remote(shared, number, job)] = number
-            if not running:
-                return
-            [[done], _] = ray.wait(list(running))
-            number = running.pop(done)
-            try:
-                outcome = ray.get(done)
-            except ray.exceptions.RayError as error:
-                died = isinstance(error, ray.exceptions.WorkerCrashedError)
-                outcome = number, None, DIED if died else describe(error)
-            yield outcome
-    finally:
-        for left in running:
-            ray.cancel(left)
-
-
-def _on_dask(function: Callable, jobs: dict[int, Any]) -> Iterator[tuple]:
-    """`run_jobs` of numbered jobs."""
-    from distributed import Client, KilledWorker, as_completed
-
-    with Client() as client:
-        futures = client.map(partial(_one, function), jobs.keys(), jobs.values(), pure=False)
-        numbers = dict(zip(futures, jobs, strict=True))
-        del futures  # a result is kept as long as its future is
-        for done, outcome in as_completed(list(numbers), with_results=True, raise_errors=False):
-            number = numbers.pop(done)
-            if done.status != "finished":
-                error = outcome[1] if isinstance(outcome, tuple) else outcome  # alone where it was cancelled
-                outcome = number, None, DIED if isinstance(error, KilledWorker) else describe(error)
-            yield outcome
-
-
-def _here(function: Callable, jobs: dict[int, Any]) -> Iterator[tuple]:
-    """`run_jobs` of numbered jobs, with joblib's own processes.
-
-    A job may kill its worker (out of memory, a crash in a C library), and with it the pool; then each half of
-    what was left runs in a new one, until the job is alone.
-    """
-    left = dict(jobs)
-    calls = [joblib.delayed(_one)(function, number, job) for number, job in jobs.items()]
-    results = joblib.Parallel(return_as="generator_unordered")(calls)
-    try:
-        for number, *outcome in results:
-            del left[number]
-            yield number, *outcome
-    except TerminatedWorkerError:
-        if len(left) == 1:
-            yield *left, None, DIED
-            return
-        rest = list(left.items())
-        yield from _here(function, dict(rest[: len(rest) // 2]))
-        yield from _here(function, dict(rest[len(rest) // 2 :]))
-    except GeneratorExit:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # joblib says that it was left before the end
-            results.close()
-        raise
-
-
-def _one(function: Callable, number: int, job: Any) -> tuple:
-    """Runs in the worker; the error crosses as text, since not every exception can be pickled.
-
-    The garbage collector pauses: looking through the objects of one score over and over takes a third of the
-    time, and they are freed by their counts.
-    """
-    gc.disable()
-    try:
-        return number, function(job), None
-    except Exception as error:
-        return number, None, describe(error)
-    finally:
-        gc.enable()
-
-
 # ------------------------------------------------------------------------------------ .npy files
 
 
@@ -383,14 +181,3 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
 def _check_numbers(dtype: np.dtype) -> None:
     if dtype.kind not in "fiu":
         raise InputError(f"expected real numbers, got dtype {dtype}")
-
-
-def check_mert_shape(shape: tuple[int, ...], size: int) -> None:
-    """InputError unless it is [..., frames, size] of the mean of MERT's hidden states, with at least one frame."""
-    if not math.prod(shape) or shape[-1:] != (size,):
-        raise InputError(f"expected MERT features [1, frames, {size}], got shape {list(shape)}")
-    if len(shape) == 3 and shape[0] == MERT_STATES:
-        raise InputError(
-            f"expected the mean of MERT's {MERT_STATES} hidden states, got each of them: "
-            "extract them with --mean_features"
-        )

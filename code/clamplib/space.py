@@ -1,8 +1,15 @@
 """The embedding space of a folder of features, in its `space.json`.
 
-Its fields: variant, weights_sha256, geometry, library (the version that wrote it) and kind, which is
-"clamp3 global", "clamp3 temporal", "m3", "mert" or "mert mean". Features of two spaces have no common meaning: they
-neither share a folder nor are compared. A folder without the file is taken as it is.
+| field | says |
+| --- | --- |
+| weights_sha256 | which weights made the features |
+| kind | "clamp3 global", "clamp3 temporal", "m3", "mert", "mert mean" or "spectral" |
+| abc | how ABC was read that is not interleaved: "as found" or "converted" |
+| front | what heard the recordings: "spectral", or "mert-" and the hash of MERT's weights; only where there are any |
+| variant, geometry, library | for people |
+
+Features of two spaces are not comparable: they do not share a folder and are never compared. A field that only one of
+two spaces has does not tell them apart, and a folder without the file is taken as it is.
 """
 
 import json
@@ -11,7 +18,8 @@ from pathlib import Path
 from clamplib.files import InputError, atomic_path
 
 SPACE_FILE = "space.json"
-IDENTITY = ("weights_sha256", "kind")  # what makes two spaces one; the other fields only inform
+IDENTITY = ("weights_sha256", "kind")  # what makes two spaces one
+READING = ("abc", "front")  # where both have them
 
 
 def read_space(path: str | Path) -> dict | None:
@@ -34,9 +42,20 @@ def write_space(folder: str | Path, space: dict) -> None:
         temporary.write_text(json.dumps(space, indent=1) + "\n", encoding="utf-8")
 
 
+def front_of(space: dict | None) -> dict:
+    """The field `front` of vectors that are made from features of this space; {} where these are not of audio."""
+    kind = (space or {}).get("kind", "")
+    if kind.startswith("mert"):
+        return {"front": f"mert-{space['weights_sha256'][:16]}"}
+    return {"front": kind} if kind == "spectral" else {}
+
+
 def check_same_space(name_a: str | Path, a: dict | None, name_b: str | Path, b: dict | None) -> None:
     """InputError when both spaces are known and differ."""
-    differing = [field for field in IDENTITY if a and b and a.get(field) != b.get(field)]
+    if not a or not b:
+        return
+    differing = [field for field in IDENTITY if a.get(field) != b.get(field)]
+    differing += [field for field in READING if field in a and field in b and a[field] != b[field]]
     if differing:
         raise InputError(
             f"{name_a} ({_describe(a)}) and {name_b} ({_describe(b)}) are two embedding spaces: "

@@ -1,4 +1,4 @@
-"""Recordings as tensors, under the name by which other programs import the function."""
+"""Recordings as tensors, under the name that other programs import."""
 
 import numpy as np
 import torch
@@ -25,25 +25,26 @@ def load_audio(
     Args:
         file_path: a path, or anything else that a recording may be.
         target_sr: the sample rate in Hz.
-        is_mono: averages the channels, which is the only way that recordings are read here.
+        is_mono: averages the channels. Recordings are not read in any other way.
         is_normalize: divides the whole recording by its largest absolute value; silence stays silence.
-        crop_to_length_in_sec: the longest that the result may be, in seconds.
+        crop_to_length_in_sec: the largest length of the result in seconds.
         crop_to_length_in_sample_points: the same in samples.
-        crop_randomly: crops at a place that torch's random numbers choose, instead of at the start.
-        pad: fills a recording that is shorter than the length to crop to with zeros at its end.
-        return_start: returns the first sample of the crop too.
-        device: where the result lies.
+        crop_randomly: crops at a random place, drawn by torch, instead of at the start.
+        pad: fills up a recording that is shorter than this length with zeros at its end.
+        return_start: also returns the number of the sample at which the crop starts.
+        device: the device of the result.
 
     Returns:
-        float32 [1, n]; with `return_start`, a pair of it and the sample of the recording at which it starts.
+        float32 [1, n], or with `return_start` a pair of it and the number of its first sample.
 
     Raises:
-        InputError: the file is not a recording, or it has no samples or damaged ones.
-        ValueError: several channels are asked for, or both lengths, or a length under one sample.
+        InputError: the file cannot be decoded, has no samples, or has samples that are NaN or infinite.
+        ValueError: several channels are asked for, both lengths are given, or a length is under one sample.
     """
     if not is_mono:
         raise ValueError("expected is_mono=True: recordings are read as mono only")
-    length, start = crop_to_length_in_sample_points, 0
+    length = crop_to_length_in_sample_points
+    start = 0
     if crop_to_length_in_sec is not None:
         if length is not None:
             raise ValueError("expected one length to crop to, got one in seconds and one in samples")

@@ -7,18 +7,20 @@ Takes wav, mp3, flac, ogg, m4a, aac and more, of any sample rate. Each file give
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from clamplib.audio import SUFFIXES, Recording
+from clamplib.audio import RECORDING_SUFFIXES, Recording
 from clamplib.audio.mert import MERT_REPO, load_mert
-from clamplib.command import positive
-from clamplib.embedding.extraction import input_files
-from clamplib.embedding.recordings import encode_recordings, extract_recordings
+from clamplib.audio.recordings import encode_recordings
+from clamplib.command import guarded, positive, report_batch
+from clamplib.embedding.folders import input_files, write_features
 from clamplib.files import InputError
+from clamplib.jobs import Outcome
 from clamplib.models import distributed
 
 if TYPE_CHECKING:  # this file also works where its folder is not on the path
@@ -54,30 +56,24 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser(argv).parse_args(argv)
     try:
-        sources = input_files(args.input_path, args.output_path, SUFFIXES)
+        sources = input_files(args.input_path, args.output_path, RECORDING_SUFFIXES)
         device = distributed.start()
         mert = load_mert(args.model_path)
         mert.model.to(device)
-        report = extract_recordings(
-            sources,
-            args.input_path,
-            args.output_path,
-            mert.read,
-            partial(mert.encode, mean=args.mean_features),
-            {**mert.space, "kind": "mert mean" if args.mean_features else "mert"},
-            batch_size=args.batch_size or mert.batch_size,
-            workers=args.num_workers,
-        )
-        if distributed.rank() == 0:
-            print(report.summary())
-        return report.exit_status
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        encode = partial(mert.encode, mean=args.mean_features)
+        batch_size = args.batch_size or mert.batch_size
+        space = {**mert.space, "kind": "mert mean" if args.mean_features else "mert"}
+
+        def outcomes(recordings: Sequence[Recording]) -> Iterator[Outcome]:
+            return encode_recordings(recordings, mert.read, encode, batch_size=batch_size, workers=args.num_workers)
+
+        report = write_features(outcomes, sources, args.input_path, args.output_path, space)
+        return report_batch(report) if distributed.rank() == 0 else report.exit_status
     finally:
         distributed.stop()
 

@@ -1,29 +1,33 @@
-"""Recordings -> spectral features (.npy), which the small model `mini` hears in place of MERT's.
+"""Extracts spectral features of recordings, which the small model `mini` takes in place of MERT's.
 
-python preprocessing/audio/extract_spectral.py recordings features/spectral
+Each recording gives one .npy, [1, windows of five seconds, 448].
+
+example: python preprocessing/audio/extract_spectral.py recordings features/spectral
 """
 
-import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from clamplib.audio import SUFFIXES
-from clamplib.audio.spectral import recording_features
-from clamplib.command import batch_parser, convert_folder
+from clamplib.audio import RECORDING_SUFFIXES
+from clamplib.audio.spectral import SPACE, recording_features
+from clamplib.command import batch_parser, beside, guarded, report_batch
+from clamplib.embedding.folders import input_files, write_features
+from clamplib.jobs import Outcome, run_jobs
 
 input_dir = "<path_to_your_recordings>"  # what is read when no folder is given
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
-    parser = batch_parser(__doc__, input_dir, "_spectral")
-    return convert_folder(parser, parser.parse_args(argv), _save, SUFFIXES, ".npy")
+    args = batch_parser(__doc__, input_dir, "_spectral").parse_args(argv)
+    output_dir = args.output_dir or beside(Path(args.input_dir), "_spectral")
+    sources = input_files(args.input_dir, output_dir, RECORDING_SUFFIXES)
 
+    def outcomes(recordings: Sequence[Path]) -> Iterator[Outcome]:
+        return run_jobs(recording_features, recordings, workers=args.workers, backend=args.backend)
 
-def _save(source: os.PathLike, target: Path) -> None:
-    with target.open("wb") as out:
-        np.save(out, recording_features(source))
+    return report_batch(write_features(outcomes, sources, args.input_dir, output_dir, SPACE))
 
 
 if __name__ == "__main__":

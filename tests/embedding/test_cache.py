@@ -1,4 +1,4 @@
-"""The cache of vectors: what is found again, by whom, and what is not."""
+"""The cache of vectors: what it keeps, when it reads a file again, and several processes at once."""
 
 import os
 import sqlite3
@@ -23,7 +23,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The paths whose content is read."""
+    """A list of the paths whose content was read."""
     read = []
 
     def counting(path):
@@ -35,19 +35,20 @@ def counted(monkeypatch):
 
 
 def old_file(path: Path, content: bytes) -> Path:
-    """A file that nobody has touched for long, as far as its times say."""
+    """A file that was not changed for long, according to its times."""
     path.write_bytes(content)
     os.utime(path, (1e9, 1e9))
     return path
 
 
-def settle(monkeypatch, seconds: float = -1e9):
-    """Every file counts as old."""
-    monkeypatch.setattr(cache_module, "SETTLED_SECONDS", seconds)
+def settle(monkeypatch):
+    """Makes the cache take every file for an old one."""
+    monkeypatch.setattr(cache_module, "SETTLED_SECONDS", -1e9)
 
 
 def test_vectors_come_back(cache):
-    assert cache.get(VECTORS) == {} and cache.get([]) == {}
+    assert cache.get(VECTORS) == {}
+    assert cache.get([]) == {}
     cache.put(VECTORS)
     cache.put({})
     found = VectorCache(cache.path).get([*VECTORS, "another key", "key ' OR 1=1 --"])
@@ -70,7 +71,8 @@ def test_content_is_read_once(cache, tmp_path, counted, monkeypatch):
     settle(monkeypatch)
     paths = [old_file(tmp_path / name, name.encode()) for name in ("a", "b")]
     hashes = cache.content_hashes([*paths, paths[0], tmp_path / "gone", tmp_path])
-    assert hashes == {str(path): sha256(path) for path in paths} and set(counted) >= set(paths)
+    assert hashes == {str(path): sha256(path) for path in paths}
+    assert set(counted) >= set(paths)
     counted.clear()
     assert cache.content_hashes(paths) == hashes
     monkeypatch.chdir(tmp_path)
@@ -83,14 +85,14 @@ def test_a_change_is_seen_though_size_and_time_are_the_old_ones(cache, tmp_path,
     path = old_file(tmp_path / "a", b"one")
     before = cache.content_hashes([path])
     state = path.stat()
-    while path.stat().st_ctime_ns == state.st_ctime_ns:  # whose clock has steps
+    while path.stat().st_ctime_ns == state.st_ctime_ns:  # the clock of files has steps
         old_file(path, b"two")
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns)
     assert cache.content_hashes([path]) == {str(path): sha256(path)} != before
 
 
 def test_a_file_just_written_is_read_again(cache, tmp_path, counted):
-    """Its next change may leave the same times, which have steps; an old time of content proves nothing."""
+    """Its next change may leave the same times, because these have steps. An old mtime proves nothing."""
     path = old_file(tmp_path / "a", b"one")
     for content in (b"one", b"two", b"six"):
         old_file(path, content)
@@ -113,14 +115,15 @@ def test_a_change_while_it_is_read_is_not_kept(cache, tmp_path, monkeypatch):
     assert cache.content_hashes([path]) == {str(path): sha256(path)}
 
 
-def test_names_that_are_no_text(cache, tmp_path, counted, monkeypatch):
+def test_names_that_are_not_text(cache, tmp_path, counted, monkeypatch):
     settle(monkeypatch)
     names = [os.fsdecode(b"\xff\xfe"), "'; DROP TABLE contents; --", "new\nline", "ü"]
     paths = [old_file(tmp_path / name, name.encode("utf-8", "surrogateescape")) for name in names]
     hashes = cache.content_hashes(paths)
     assert hashes == {str(path): sha256(path) for path in paths}
     counted.clear()
-    assert cache.content_hashes(paths) == hashes and counted == []
+    assert cache.content_hashes(paths) == hashes
+    assert counted == []
 
 
 @pytest.mark.parametrize("damage", ["words", "middle", "other", "folder"])

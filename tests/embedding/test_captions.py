@@ -1,4 +1,4 @@
-"""Images by their captions, with a tiny BLIP whose captions say nothing but differ from image to image."""
+"""Images by their captions, from a tiny BLIP whose captions are meaningless but differ from image to image."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from clamplib.embedding import captions
 from clamplib.embedding.cache import VectorCache
 from clamplib.embedding.captions import BLIP_REPO, Captioner, open_image
-from clamplib.embedding.collections import embed_library, find_sources
+from clamplib.embedding.collections import embed_sources, find_sources
 from clamplib.embedding.encoder import CLaMP3Encoder
 from clamplib.embedding.reading import modality_of
 from clamplib.files import InputError
@@ -26,7 +26,7 @@ FRONT_LAYERS = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size":
 
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory) -> Path:
-    """A folder of weights in the published layout, its words so weighed that captions depend on the image."""
+    """A folder of weights in the published layout, initialized so that captions depend on the image."""
     folder = tmp_path_factory.mktemp("blip")
     ends = {"bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}
     text = {**FRONT_LAYERS, **ends, "vocab_size": len(WORDS), "encoder_hidden_size": 32, "max_position_embeddings": 64}
@@ -63,7 +63,8 @@ def folder(tmp_path) -> Path:
 def test_captions_depend_on_the_image_alone(captioner, monkeypatch):
     pictures = [picture(seed) for seed in range(5)]
     together = captioner(pictures)
-    assert len(set(together)) == 5 and all(set(caption.split()) <= set(WORDS[5:]) for caption in together)
+    assert len(set(together)) == 5
+    assert set(" ".join(together).split()) <= set(WORDS[5:])
     assert captioner(pictures[::-1]) == together[::-1]
     monkeypatch.setattr(captions, "BATCH_SIZE", 2)
     assert captioner(pictures) == together
@@ -71,7 +72,7 @@ def test_captions_depend_on_the_image_alone(captioner, monkeypatch):
     assert captioner([]) == []
 
 
-def test_files_bytes_and_pictures_are_one(captioner, folder):
+def test_files_bytes_and_pictures_get_the_same_caption(captioner, folder):
     path = folder / "0.png"
     assert len(set(captioner([path, str(path), path.read_bytes(), picture(0)]))) == 1
     lossless = folder / "lossless.webp"
@@ -90,7 +91,8 @@ def test_pictures_stand_upright_on_white(tmp_path):
     ink.putpixel((3, 3), (0, 0, 0, 255))
     ink.save(tmp_path / "ink.png")
     found = np.asarray(open_image(tmp_path / "ink.png"))
-    assert found[3, 3].tolist() == [0, 0, 0] and (found == 255).sum() == 3 * 63
+    assert found[3, 3].tolist() == [0, 0, 0]
+    assert (found == 255).sum() == 3 * 63
     gray = open_image(ImageOps.grayscale(picture(2)))
     assert gray.mode == "RGB"
 
@@ -120,7 +122,7 @@ def test_nothing_is_loaded_before_the_first_call(tmp_path):
         late([])
 
 
-def test_weights_that_are_none(blip, tmp_path):
+def test_damaged_weights_are_named(blip, tmp_path):
     own = Path(shutil.copytree(blip, tmp_path / "own"))
     weights = (own / "model.safetensors").read_bytes()
     (own / "model.safetensors").write_bytes(weights[:1000])
@@ -192,9 +194,9 @@ def test_bad_images_do_not_stop_the_others(encoder, folder):
     assert all(error.startswith(f"{items[number]}: expected") for number, error in outcomes.items() if error)
 
 
-def test_missing_weights_are_no_images_fault(tiny_variant, tmp_path, folder):
+def test_missing_weights_are_not_blamed_on_an_image(tiny_variant, tmp_path, folder):
     encoder = CLaMP3Encoder.from_pretrained(tiny_variant, device="cpu", captioner=tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="none is no folder, is not in the cache"):
+    with pytest.raises(FileNotFoundError, match="none is not a folder, is not in the cache"):
         encoder.encode(folder / "0.png")
 
 
@@ -218,16 +220,16 @@ def test_folders_hold_images_for_an_encoder_that_takes_them(encoder, captioner, 
     assert [path.name for path in with_images] == ["0.png", "1.JPG", "2.jpeg", "3.webp", "words.txt"]
     assert {modality_of(path) for path in with_images} == {"image", "text"}
     cache = VectorCache(tmp_path / "cache/vectors.sqlite")
-    first = embed_library(encoder, with_images, cache=cache, progress=False)
+    first = embed_sources(encoder, with_images, cache=cache, progress=False)
     np.testing.assert_allclose(first.matrix[0], encoder.encode(captioner([with_images[0]]))[0], atol=1e-5)
     assert first.modalities == ["image"] * 4 + ["text"]
-    again = embed_library(encoder, with_images, cache=cache, progress=False)
-    np.testing.assert_array_equal(again.vectors, first.vectors)
+    again = embed_sources(encoder, with_images, cache=cache, progress=False)
+    np.testing.assert_array_equal(again.features.raw, first.features.raw)
     assert encoder.front_id(with_images[0]) == f"blip-{captioner.weights_sha256[:16]}"
     assert encoder.front_id(with_images[-1]) == ""
 
 
-def test_pillow_is_wanted_for_images_alone():
+def test_pillow_is_needed_only_for_images():
     code = """
 import sys
 sys.modules["PIL"] = None
@@ -238,4 +240,6 @@ except ImportError as error:
     print(error)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == 'images need a package of their own: pip install "clamplib[images]"\n'
+    assert run.stdout == (
+        'images need an extra package; in a clone, run: pip install -c constraints.txt -e ".[images]"\n'
+    )

@@ -19,10 +19,10 @@ from clamplib.embedding import cache as cache_module
 from clamplib.embedding import collections as library_module
 from clamplib.embedding.cache import VectorCache
 from clamplib.embedding.collections import (
-    Library,
+    Collection,
     check_found,
     embed_each,
-    embed_library,
+    embed_sources,
     find_sources,
     open_collection,
     update_index,
@@ -32,7 +32,7 @@ from clamplib.embedding.reading import IMAGE_SUFFIXES, SUFFIXES
 from clamplib.files import InputError
 from clamplib.formats.score_files import Tune
 from clamplib.models import settings
-from clamplib.models.checkpoints import Loaded
+from clamplib.models.checkpoints import LoadedModel
 from clamplib.retrieval.index import ExactIndex
 from clamplib.retrieval.similarity import normalize
 
@@ -84,8 +84,8 @@ def seen(monkeypatch):
     return calls
 
 
-def embed(encoder, folder, **options) -> Library:
-    return embed_library(encoder, find_sources(folder), progress=False, **options)
+def embed(encoder, folder, **options) -> Collection:
+    return embed_sources(encoder, find_sources(folder), progress=False, **options)
 
 
 def names(library, folder):
@@ -97,7 +97,9 @@ GOOD = ["a.mtf", "a.txt", "sub dir/B.TXT", *(f"sub dir/book.abc#{n}" for n in (1
 
 def test_sources_are_files_and_tunes(folder):
     found = find_sources(folder)
-    assert names(Library(found, np.empty((0, 1))), folder) == sorted([*GOOD, "bad.mid", "broken.musicxml"])
+    assert names(Collection.of(found, np.ones((len(found), 1))), folder) == sorted(
+        [*GOOD, "bad.mid", "broken.musicxml"]
+    )
     assert find_sources(folder / "sub dir/book.abc") == [Tune(folder / "sub dir/book.abc", n) for n in (1, 2, 3)]
     with pytest.raises(InputError, match=r"notes\.pdf: expected files ending in \.txt"):
         find_sources(folder / "notes.pdf")
@@ -108,7 +110,9 @@ def test_sources_are_files_and_tunes(folder):
 def test_every_file_gets_a_vector_or_a_reason(encoder, folder):
     library = embed(encoder, folder)
     assert names(library, folder) == GOOD and len(library) == 7
-    np.testing.assert_allclose(library.vectors, encoder.encode(library.sources, normalize_embeddings=False), atol=1e-5)
+    np.testing.assert_allclose(
+        library.features.raw, encoder.encode(library.sources, normalize_embeddings=False), atol=1e-5
+    )
     np.testing.assert_allclose(library.matrix, encoder.encode(library.sources), atol=1e-5)
     assert library.modalities == ["midi", "text", "text", "score", "score", "score", "score"]
     first, second = library.failures
@@ -118,16 +122,16 @@ def test_every_file_gets_a_vector_or_a_reason(encoder, folder):
 
 
 def test_nothing_to_embed(encoder, folder, cache):
-    library = embed_library(encoder, [], cache=cache, progress=False)
-    assert library.vectors.shape == (0, 96) and library.sources == library.failures == []
-    bad = embed_library(encoder, [folder / "bad.mid"], progress=False)
+    library = embed_sources(encoder, [], cache=cache, progress=False)
+    assert library.features.raw.shape == (0, 96) and library.sources == library.failures == []
+    bad = embed_sources(encoder, [folder / "bad.mid"], progress=False)
     with pytest.raises(InputError, match="in: none of its 1 files could be embedded; the first: .*bad.mid"):
         check_found(bad, folder)
 
 
 def test_a_kind_that_is_unknown_fails_alone(encoder, folder, cache):
     for options in ({}, {"cache": cache}):
-        library = embed_library(encoder, [folder / "notes.pdf", folder / "a.txt"], progress=False, **options)
+        library = embed_sources(encoder, [folder / "notes.pdf", folder / "a.txt"], progress=False, **options)
         assert library.sources == [folder / "a.txt"] and "notes.pdf: expected a file" in library.failures[0]["error"]
 
 
@@ -137,7 +141,7 @@ def test_a_second_run_asks_no_model(encoder, folder, cache, seen):
     again = embed(encoder, folder, cache=VectorCache(cache.path))
     assert seen[1:] == [[str(folder / "bad.mid"), str(folder / "broken.musicxml")]]  # which may be whole by now
     assert again.sources == first.sources and again.failures == first.failures
-    np.testing.assert_array_equal(again.vectors, first.vectors)
+    np.testing.assert_array_equal(again.features.raw, first.features.raw)
 
 
 def change(path: Path, text: str) -> None:
@@ -177,7 +181,7 @@ def test_a_file_that_is_saved_meanwhile_is_no_vector_of_what_it_held(encoder, fo
         f"{source}: changed while it was read; run it again" for source in sources[1:]
     ]
     change(folder / "a.txt", "a slow air")
-    library = embed_library(encoder, sources[:2], cache=cache, progress=False)
+    library = embed_sources(encoder, sources[:2], cache=cache, progress=False)
     np.testing.assert_allclose(library.matrix, encoder.encode(sources[:2]), atol=1e-5)
 
 
@@ -191,7 +195,7 @@ def test_names_do_not_count(encoder, folder, cache, seen):
     assert [str(s).rpartition("/")[2] for s in again.sources] == ["B.TXT", "copy.txt"] + [
         f"jigs.ABC#{n}" for n in (1, 2, 3)
     ]
-    np.testing.assert_array_equal(again.vectors, first.vectors[[0, 0, 1, 2, 3]])
+    np.testing.assert_array_equal(again.features.raw, first.features.raw[[0, 0, 1, 2, 3]])
 
 
 def test_what_a_file_is_taken_for_counts(encoder, folder, cache, seen):
@@ -207,14 +211,16 @@ def test_what_made_a_vector_counts(encoder, tiny_variant, folder, cache, seen, m
     other = CLaMP3Encoder(replace_weights(encoder.loaded), device="cpu")
     for each in (encoder, rounded, other):
         library = embed(each, folder / "a.txt", cache=cache)
-        np.testing.assert_allclose(library.vectors, each.encode(["a slow air"], normalize_embeddings=False), atol=1e-5)
+        np.testing.assert_allclose(
+            library.features.raw, each.encode(["a slow air"], normalize_embeddings=False), atol=1e-5
+        )
     monkeypatch.setattr(library_module, "__version__", "another")
     embed(encoder, folder / "a.txt", cache=cache)
     paths = [str(folder / "a.txt")]
     assert [call for call in seen if call != ["a slow air"]] == [paths] * 4
 
 
-def replace_weights(loaded: Loaded) -> Loaded:
+def replace_weights(loaded: LoadedModel) -> LoadedModel:
     """The same sizes with weights of another training."""
     model = type(loaded.model).from_geometry(loaded.geometry).eval()
     return replace(loaded, model=model, space={**loaded.space, "weights_sha256": "0" * 64})
@@ -396,10 +402,10 @@ def test_two_processes_share_a_cache(tiny_variant, folder, cache, encoder, seen)
 import sys
 from clamplib.embedding.cache import VectorCache
 from clamplib.embedding.encoder import CLaMP3Encoder
-from clamplib.embedding.collections import embed_library, find_sources
+from clamplib.embedding.collections import embed_sources, find_sources
 
 encoder = CLaMP3Encoder.from_pretrained(sys.argv[1], "cpu")
-print(len(embed_library(encoder, find_sources(sys.argv[2]), cache=VectorCache(sys.argv[3]), progress=False)))
+print(len(embed_sources(encoder, find_sources(sys.argv[2]), cache=VectorCache(sys.argv[3]), progress=False)))
 """
     command = [sys.executable, "-W", "error", "-c", code, tiny_variant, folder, cache.path]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -429,9 +435,9 @@ def test_the_clusters_way_gives_the_same_vectors(encoder, tiny_variant, folder, 
     assert asked == [(3, 3, "dask")] and [len(call) for call in seen[1:]] == [1, 4, 4]
     assert library_module._encoder.cache_info().misses == 1  # one model a process
     assert found.sources == expected.sources and found.failures == expected.failures
-    np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
+    np.testing.assert_allclose(found.features.raw, expected.features.raw, atol=1e-5)
     again = embed(encoder, folder, cache=cache)
-    np.testing.assert_array_equal(again.vectors, found.vectors)
+    np.testing.assert_array_equal(again.features.raw, found.features.raw)
 
 
 def test_the_threads_of_a_node_load_one_model(encoder, folder, monkeypatch):
@@ -470,7 +476,7 @@ def test_a_real_cluster(encoder, folder):
     """Of Dask; Ray's is in test_cluster."""
     if importlib.util.find_spec("distributed"):
         found, expected = embed(encoder, folder, backend="dask"), embed(encoder, folder)
-        np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
+        np.testing.assert_allclose(found.features.raw, expected.features.raw, atol=1e-5)
         return
     with pytest.raises(ImportError, match="pip install distributed"):
         embed(encoder, folder, backend="dask")

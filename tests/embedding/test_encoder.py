@@ -19,11 +19,12 @@ from sound import sine, write
 from clamplib.audio import spectral
 from clamplib.audio.mert import load_mert
 from clamplib.embedding import encoder as encoder_module
+from clamplib.embedding import encoding, reading
 from clamplib.embedding.encoder import CLaMP3Encoder, Hit
 from clamplib.embedding.encoding import encode_audio, encode_scores, encode_texts
-from clamplib.embedding.reading import Waveform, read_input
+from clamplib.embedding.reading import Waveform, read_item
 from clamplib.files import InputError
-from clamplib.formats.score_files import tunes
+from clamplib.formats.score_files import list_tunes
 from clamplib.models import checkpoints, settings
 from clamplib.models.checkpoints import load_clamp3
 from clamplib.models.encoders import CLaMP3Model
@@ -67,7 +68,7 @@ def folder(golden, tmp_path_factory) -> Path:
 
 def readable(path: Path) -> bool:
     try:
-        return bool(read_input(path))
+        return bool(read_item(path))
     except InputError:
         return False
 
@@ -75,7 +76,7 @@ def readable(path: Path) -> bool:
 @pytest.fixture(scope="module")
 def items(folder):
     """Items of every kind, in no order."""
-    first, second = tunes(folder / "book.abc")
+    first, second = list_tunes(folder / "book.abc")
     wave = Waveform(sine(1.5, 44_100, 330, 550), 44_100)
     words = " ".join(["very sad"] * 120)  # two segments
     files = [path for path in sorted(folder.iterdir()) if path.name != "book.abc"]
@@ -99,7 +100,7 @@ def expected_vectors(encoder, paths):
         elif path.suffix == ".npy":
             yield encode_audio(encoder.loaded, [np.load(path)])[0]
         else:
-            content = read_input(path)
+            content = read_item(path)
             yield encode[content.modality](encoder.loaded, [content.value])[0]
 
 
@@ -130,14 +131,14 @@ def test_company_order_and_batches_change_nothing(encoder, items, alone):
 
 
 def test_processes_and_chunks_change_nothing(encoder, items, alone, monkeypatch):
-    monkeypatch.setattr(encoder_module, "CHUNK", 4)
+    monkeypatch.setattr(encoding, "CPU_CHUNK_ROWS", 40)
     np.testing.assert_allclose(encoder.encode(items, normalize_embeddings=False, workers=1), alone, **CLOSE)
-    monkeypatch.setattr(encoder_module, "FEW", 2)
+    monkeypatch.setattr(reading, "FEW", 2)
     np.testing.assert_allclose(encoder.encode(items, normalize_embeddings=False, workers=2), alone, **CLOSE)
 
 
 def test_a_bad_item_among_processes(encoder, items, monkeypatch, tmp_path):
-    monkeypatch.setattr(encoder_module, "FEW", 2)
+    monkeypatch.setattr(reading, "FEW", 2)
     (tmp_path / "bad.mid").write_text("words")
     with pytest.raises(InputError, match=r"bad\.mid: expected a MIDI file"):
         encoder.encode([*items, tmp_path / "bad.mid"], workers=2)
@@ -232,6 +233,7 @@ def test_progress_is_shown_when_asked_for(encoder, capsys):
 
 def test_each_bad_item_is_named_and_the_others_go_on(encoder, folder, tmp_path):
     (tmp_path / "words.wav").write_text("words")
+    (tmp_path / "odd.abc").write_text("words")
     (tmp_path / "words.mtf").write_text("words")
     np.save(tmp_path / "wide.npy", np.zeros((1, 3, 32), np.float32))
     bad = {
@@ -239,7 +241,7 @@ def test_each_bad_item_is_named_and_the_others_go_on(encoder, folder, tmp_path):
         "words.wav": tmp_path / "words.wav",
         "words.mtf: expected MTF": tmp_path / "words.mtf",
         "wide.npy": tmp_path / "wide.npy",
-        "book.abc: expected one tune of ABC, found 2": folder / "book.abc",
+        "odd.abc": tmp_path / "odd.abc",
         "item 5: bytes may be anything: name their modality": b"bytes",
         "item 6: expected a text, a path": [1, 2],
         "item 7: this recording: expected samples of floats": Waveform(np.zeros(9, int), 8000),
@@ -264,13 +266,13 @@ def test_mert_of_another_width_is_an_error_of_each_recording(tiny_variant, mert_
 
 def test_missing_mert_is_said_before_the_work(tiny_variant, tmp_path, folder, monkeypatch):
     encoder = CLaMP3Encoder.from_pretrained(tiny_variant, device="cpu", mert=tmp_path / "none")
-    monkeypatch.setattr(encoder_module, "encode", None)
-    with pytest.raises(FileNotFoundError, match="none is no folder"):
+    monkeypatch.setattr(encoder_module, "encode_each", None)
+    with pytest.raises(FileNotFoundError, match="none is not a folder"):
         encoder.encode(["a jig", folder / "sine_24k_5s3.wav"])
 
 
 def test_nan_of_the_model_is_an_error(encoder, monkeypatch):
-    monkeypatch.setattr(encoder_module, "encode", lambda *_: [np.full((1, 96), np.nan, np.float32)])
+    monkeypatch.setattr(encoding, "encode", lambda *_: [np.full((1, 96), np.nan, np.float32)])
     with pytest.raises(InputError, match="item 0: expected finite features, but the model gave NaN"):
         encoder.encode("a jig")
 
@@ -378,7 +380,7 @@ def test_weights_that_are_not_at_hand(tmp_path, monkeypatch):
         CLaMP3Encoder.from_pretrained("saas", weights_folder=tmp_path)
     for part in ("weights_clamp3_saas", "2,571,027,658 bytes", f"Put the file into {tmp_path}", "no network"):
         assert part in str(raised.value)
-    with pytest.raises(FileNotFoundError, match="someone/model is no folder here, and could not be fetched"):
+    with pytest.raises(FileNotFoundError, match="someone/model is not a folder here, .* could not be fetched"):
         CLaMP3Encoder.from_pretrained("someone/model")
 
 
@@ -393,7 +395,7 @@ def test_save_pretrained_gives_the_same_vectors(encoder, items, tmp_path):
 
 
 def test_save_pretrained_rounds_to_half_precision(tiny_clamp3, tiny_tokenizer, tiny_geometry, tmp_path):
-    whole = CLaMP3Encoder(checkpoints.Loaded(tiny_clamp3, tiny_tokenizer, tiny_geometry, {}), device="cpu")
+    whole = CLaMP3Encoder(checkpoints.LoadedModel(tiny_clamp3, tiny_tokenizer, tiny_geometry, {}), device="cpu")
     whole.save_pretrained(tmp_path)
     saved = CLaMP3Encoder.from_pretrained(tmp_path, device="cpu")
     np.testing.assert_allclose(saved.encode(["a jig", TUNE]), whole.encode(["a jig", TUNE]), atol=1e-3)
@@ -455,7 +457,7 @@ def test_mini_hears_by_spectral_features(folder):
     if mini.loaded.geometry.audio_hidden_size != spectral.SIZE:
         pytest.skip("this mini does not hear")
     wav = folder / "sine_24k_5s3.wav"
-    expected = encode_audio(mini.loaded, [read_input(wav).value])[0]
+    expected = encode_audio(mini.loaded, [read_item(wav).value])[0]
     np.testing.assert_allclose(mini.encode(wav, normalize_embeddings=False), expected, **CLOSE)
     assert mini.audio_front_id == "spectral"
 

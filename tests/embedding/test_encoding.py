@@ -9,13 +9,14 @@ from clamplib.embedding.encoding import (
     Span,
     clamp3_encoders,
     encode,
+    encode_each,
     encode_scores,
     encode_texts,
     length_batches,
     m3_encoders,
     segment_spans,
 )
-from clamplib.embedding.sequences import MODALITIES, Reader
+from clamplib.embedding.reading import Reader, read_ahead
 from clamplib.models.checkpoints import load_clamp3, load_m3
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
@@ -33,14 +34,13 @@ def loaded_m3(tiny_weights, tiny_geometry):
 
 def compare(encoders, expected, folder, tokenizer, geometry):
     """All golden cases in as few batches as they fit."""
-    reader = Reader(geometry, tokenizer)
-    assert expected.files
-    for modality, encoder in encoders.items():
-        names = [name for name in expected.files if MODALITIES[f".{name.split('/')[0]}"] == modality]
-        sequences = [reader(folder / f"{name}.{name.split('/')[0]}") for name in names]
-        for name, feature in zip(names, encode(encoder, sequences), strict=True):
-            assert feature.dtype == np.float32
-            np.testing.assert_allclose(feature, expected[name], **TOLERANCE, err_msg=name)
+    names = expected.files
+    files = [folder / f"{name}.{name.split('/')[0]}" for name in names]
+    outcomes = list(encode_each(read_ahead(Reader.of(geometry), files), encoders, tokenizer))
+    assert sorted(outcome.number for outcome in outcomes) == list(range(len(names)))
+    for number, feature, error in outcomes:
+        assert error is None and feature.dtype == np.float32
+        np.testing.assert_allclose(feature, expected[names[number]], **TOLERANCE, err_msg=names[number])
 
 
 @pytest.mark.parametrize("kind", ["global", "temporal"])

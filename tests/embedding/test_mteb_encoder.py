@@ -1,4 +1,4 @@
-"""CLaMP 3 in mteb: tasks of mteb's own kinds give the scores that its vectors have, and nothing is fetched."""
+"""CLaMP 3 in mteb: its tasks give the scores that the vectors have, and nothing is fetched."""
 
 import importlib
 import io
@@ -22,7 +22,7 @@ from clamplib.audio.spectral import RATE
 from clamplib.embedding.encoder import CLaMP3Encoder
 from clamplib.files import InputError
 from clamplib.models.checkpoints import save_variant
-from render import MERLIN, render
+from recipes.mini.render import MERLIN, render
 
 with pytest.MonkeyPatch.context() as patch:  # mteb makes the folder of its cache when it is imported
     patch.setenv("MTEB_CACHE", tempfile.gettempdir())
@@ -47,10 +47,10 @@ QUIET = {"show_progress_bar": False}
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Whoever wants to fetch something fails."""
+    """Makes every connection fail."""
 
     def refuse(*arguments, **options):
-        raise AssertionError(f"a connection was wanted: {arguments}")
+        raise AssertionError(f"expected no connection, got one to {arguments}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -68,14 +68,14 @@ def model(encoder) -> CLaMP3MTEB:
 
 @pytest.fixture(scope="module")
 def clips(golden) -> list[list[np.ndarray]]:
-    """Of each tune, played by a synthesizer: three clips of eight seconds, one after the other."""
+    """Three clips of eight seconds per tune, one after the other, played by a synthesizer."""
     sounds = [render(mido.MidiFile(golden / f"midi/in/{name}.mid"), MERLIN, random.Random(1)) for name in TUNES]
     return [[sound[start : start + CLIP] for start in range(0, 3 * CLIP, CLIP)] for sound in sounds]
 
 
 @pytest.fixture
 def evaluate(tmp_path):
-    """The scores of one task, whose results are kept in a folder of the test."""
+    """A function that gives the scores of a model in one task."""
 
     def evaluate(model, task) -> dict:
         result = mteb.evaluate(model, task, cache=mteb.ResultCache(tmp_path), **QUIET)
@@ -90,14 +90,14 @@ def row(clip: np.ndarray) -> dict:
 
 
 def wav(clip: np.ndarray) -> dict:
-    """As datasets stores a recording."""
+    """A recording as datasets stores it."""
     file = io.BytesIO()
     soundfile.write(file, clip, RATE, format="WAV", subtype="FLOAT")
     return {"bytes": file.getvalue(), "path": None}
 
 
 def loader_of(batch: dict) -> DataLoader:
-    """A loader of one batch that is made already."""
+    """A loader of one batch."""
     return DataLoader([batch], batch_size=None)
 
 
@@ -115,7 +115,7 @@ def metadata(kind: str, category: str, modalities: list[str], main_score: str) -
 
 
 def retrieval(kind: str, category: str, modalities: list[str], queries: dict, corpus: dict) -> AbsTaskRetrieval:
-    """A task in which document 0 answers query 0, and so on."""
+    """A task in which document 0 answers query 0, document 1 query 1, and so on."""
     count = len(next(iter(queries.values())))
     ids = list(map(str, range(count)))
 
@@ -134,7 +134,7 @@ def retrieval(kind: str, category: str, modalities: list[str], queries: dict, co
 
 
 def classification(kind: str, modality: str, train: list, test: list, feature: Audio | None = None):
-    """A task with as many labels as rows of `test`; label after label."""
+    """A task with as many labels as rows of `test`. Labels follow each other in order."""
 
     class Task(AbsTaskClassification):
         input_column_name = modality
@@ -155,7 +155,7 @@ def classification(kind: str, modality: str, train: list, test: list, feature: A
 
 
 def assert_scores_of(similarities: np.ndarray, scores: dict) -> None:
-    """Whether mteb's scores are those of similarities [Q, Q] in which the diagonal is right."""
+    """Checks mteb's scores against similarities [Q, Q] of which the diagonal is correct."""
     ranks = (similarities >= np.diag(similarities)[:, None]).sum(1)
     assert scores["ndcg_at_10"] == pytest.approx(np.mean(1 / np.log2(ranks + 1)), abs=1e-5)
     assert scores["main_score"] == scores["ndcg_at_10"]
@@ -186,7 +186,7 @@ def test_text_retrieval(model, encoder, evaluate):
 
 
 def test_audio_classification(model, encoder, clips, evaluate):
-    """The recordings are files in a column of datasets, as in MAEB: no decoder of datasets is needed."""
+    """The recordings are files in a column of datasets, as in MAEB. No decoder of datasets is needed."""
     train, test = [clip[part] for part in (0, 1) for clip in clips], [clip[2] for clip in clips]
     task = classification("AudioClassification", "audio", list(map(wav, train)), list(map(wav, test)), Audio())
     scores = evaluate(model, task)
@@ -266,9 +266,11 @@ def test_metadata_of_a_variant_on_the_hub_claims_nothing():
 def test_metadata_of_named_variants(variant):
     meta = clamp3_meta(variant)
     assert (meta.name, meta.license, meta.open_weights) == (NAMES[variant], "mit", True)
-    assert meta.modalities == ["audio", "text"] and meta.similarity_fn_name == "cosine"
+    assert meta.modalities == ["audio", "text"]
+    assert meta.similarity_fn_name == "cosine"
     assert "deu-Latn" in meta.languages
-    assert meta.loader is CLaMP3MTEB and meta.to_dict()["loader"] == "CLaMP3MTEB"
+    assert meta.loader is CLaMP3MTEB
+    assert meta.to_dict()["loader"] == "CLaMP3MTEB"
 
 
 def test_known_counts_are_those_of_the_model(encoder):
@@ -290,7 +292,8 @@ def test_metadata_of_a_folder_loads_it(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(ModelMeta, "_check_requirements", lambda self: None)  # of mteb[audio]; the text needs none
     again = meta.load_model(device="cpu")
     assert again.mteb_model_meta.model_name_with_experiment == "local/my model (dtype=bfloat16)"
-    assert again.mteb_model_meta.revision == meta.revision and again.encoder.precision == "bfloat16"
+    assert again.mteb_model_meta.revision == meta.revision
+    assert again.encoder.precision == "bfloat16"
     with pytest.raises(InputError, match="expected weights of SHA-256 0000"):
         CLaMP3MTEB(folder, "0" * 64, device="cpu")
     np.testing.assert_allclose(again.encoder.encode("an air"), encoder.encode("an air"), atol=0.02)
@@ -305,5 +308,5 @@ def test_mteb_loads_by_name():
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "clamplib.embedding.mteb_encoder")
     monkeypatch.setitem(sys.modules, "mteb", None)
-    with pytest.raises(ImportError, match=r'pip install "clamplib\[mteb\]"'):
+    with pytest.raises(ImportError, match=r'pip install -c constraints.txt -e "\.\[mteb\]"'):
         importlib.import_module("clamplib.embedding.mteb_encoder")

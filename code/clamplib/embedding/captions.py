@@ -1,7 +1,7 @@
-"""Images -> captions, so that a picture finds music as a sentence about it would.
+"""Images -> captions, by which an image finds music as a text does.
 
-The captions are BLIP's (Li et al., "BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language
-Understanding and Generation", 2022), by transformers. A folder of weights holds
+BLIP writes the captions (Li et al., "BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language
+Understanding and Generation", 2022; the implementation is that of transformers). A folder of weights contains
 
     config.json
     model.safetensors or pytorch_model.bin
@@ -21,15 +21,17 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from clamplib.embedding.reading import BLIP_REPO
 from clamplib.files import InputError, show
-from clamplib.models.checkpoints import weights_sha256
+from clamplib.models.checkpoints import CONFIG_NAME, fetching, weights_sha256
 
 try:
     from PIL import Image, ImageOps
 except ImportError as error:
-    raise ImportError('images need a package of their own: pip install "clamplib[images]"') from error
+    raise ImportError(
+        'images need an extra package; in a clone, run: pip install -c constraints.txt -e ".[images]"'
+    ) from error
 
-CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
-FORMATS = ("PNG", "JPEG", "WEBP")
+BLIP_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that is there
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 BATCH_SIZE = 8
 BEAMS, MAX_TOKENS = 3, 50
 
@@ -37,16 +39,26 @@ Picture = str | os.PathLike | bytes | Image.Image
 
 
 class Captioner:
-    """BLIP. Nothing is fetched or read before the first call."""
+    """Writes captions with BLIP. Nothing is fetched or loaded before the first call.
+
+    Args:
+        path_or_name: a folder of weights, or its name on the hub.
+        device: where the model runs.
+    """
 
     def __init__(self, path_or_name: str | Path = BLIP_REPO, device: str | torch.device = "cpu"):
-        """A folder of weights, or their name on the hub."""
-        self.path_or_name, self.device = path_or_name, torch.device(device)
+        self.path_or_name = path_or_name
+        self.device = torch.device(device)
 
     def __call__(self, images: Sequence[Picture]) -> list[str]:
-        """The caption of each image (a path, the bytes of a file, or PIL's), the same every time.
+        """Writes a caption for each image, the same one every time.
 
-        InputError for what is no image and for damaged weights, FileNotFoundError where there are none.
+        Args:
+            images: paths, the bytes of files, or images of PIL.
+
+        Raises:
+            FileNotFoundError: the weights are not there and cannot be fetched.
+            InputError: an item is not an image, or the weights are damaged.
         """
         processor, model = self._parts
         captions = []
@@ -60,68 +72,78 @@ class Captioner:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """What tells its captions from another's."""
-        return weights_sha256(next(self._folder / name for name in WEIGHTS if (self._folder / name).is_file()))
+        """The SHA-256 of the weights, which identifies the captions."""
+        return weights_sha256(_find_weights(self._folder))
 
     @cached_property
     def _folder(self) -> Path:
         folder = Path(self.path_or_name)
         if not folder.is_dir():
-            folder = _fetch(str(self.path_or_name))
-        if not (folder / CONFIG).is_file() or not _has_weights(folder):
-            files = f"{CONFIG} and {' or '.join(WEIGHTS)}"
+            folder = _fetch_blip(str(self.path_or_name))
+        if not (folder / CONFIG_NAME).is_file() or not _find_weights(folder):
+            files = f"{CONFIG_NAME} and {' or '.join(BLIP_WEIGHTS)}"
             raise FileNotFoundError(f"{show(folder)}: expected {files} of {BLIP_REPO} (about 990 MB), put them there")
         return folder
 
     @cached_property
     def _parts(self) -> tuple[BlipProcessor, BlipForConditionalGeneration]:
         folder = self._folder
-        _check_kind(folder / CONFIG)
+        _check_model_type(folder / CONFIG_NAME)
         try:
             model = BlipForConditionalGeneration.from_pretrained(folder).float().eval().to(self.device)
             return BlipProcessor.from_pretrained(folder), model
-        except Exception as error:  # from half a dozen libraries
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise InputError(f"{show(folder)}: expected all files of {BLIP_REPO}, whole ({reason})") from error
+        except Exception as error:  # half a dozen libraries raise their own
+            cause = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(f"{show(folder)}: expected all files of {BLIP_REPO}, undamaged ({cause})") from error
 
 
 def open_image(image: Picture) -> Image.Image:
-    """A picture the right way up, what is transparent white: RGB. InputError for what is no PNG, JPEG or WebP."""
+    """Opens an image, turns it upright and puts it on white.
+
+    Args:
+        image: a path, the bytes of a file, or an image of PIL.
+
+    Returns:
+        The image in RGB.
+
+    Raises:
+        InputError: it is not an image in PNG, JPEG or WebP.
+    """
     name = "this image" if isinstance(image, bytes | Image.Image) else show(image)
     try:
         if not isinstance(image, Image.Image):
             data = image if isinstance(image, bytes) else Path(image).read_bytes()
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         upright = ImageOps.exif_transpose(image).convert("RGBA")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: expected an image, PNG, JPEG or WebP ({type(error).__name__}: {error})") from error
     return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
 
 
-def _check_kind(path: Path) -> None:
+def _check_model_type(path: Path) -> None:
     try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{show(path)}: expected the JSON of a BLIP model ({error})") from error
-    if kind != "blip":
-        raise InputError(f"{show(path)}: expected a model of the type blip, got {kind!r}; such is {BLIP_REPO}")
+    if model_type != "blip":
+        raise InputError(f"{show(path)}: expected a model of the type blip, such as {BLIP_REPO}, got {model_type!r}")
 
 
-def _has_weights(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in WEIGHTS)
+def _find_weights(folder: Path) -> Path | None:
+    for name in BLIP_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    return None
 
 
-def _fetch(name: str) -> Path:
-    """The folder of weights from the hub or its cache; PyTorch's format only where there is no other."""
-    try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.txt", WEIGHTS[0]]))
-        if not _has_weights(folder):
-            huggingface_hub.snapshot_download(name, allow_patterns=[WEIGHTS[1]])
+def _fetch_blip(name: str) -> Path:
+    """The folder of weights from the hub or its cache; in PyTorch's own format only if there is no other."""
+    remedy = (
+        f"Run once with a network, or put the files of {BLIP_REPO} (about 990 MB) into a folder and name it as the "
+        "captioner."
+    )
+    with fetching(f"{show(name)} is not a folder,", remedy):
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.txt", BLIP_WEIGHTS[0]]))
+        if not _find_weights(folder):
+            huggingface_hub.snapshot_download(name, allow_patterns=[BLIP_WEIGHTS[1]])
         return folder
-    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise FileNotFoundError(
-            f"{show(name)} is no folder, is not in the cache of huggingface_hub and could not be fetched ({reason}). "
-            f"Run once with a network, or put the files of {BLIP_REPO} (about 990 MB) into a folder and name that "
-            "as the captioner."
-        ) from error

@@ -1,14 +1,14 @@
-"""Folders of files of any kind as vectors: every file is converted and embedded once, whatever its name becomes.
+"""Collections: folders of files of any kind as vectors, each file embedded once, whatever its name becomes.
 
-A file of many tunes is as many sources (see scores.Tune). A vector is found again by the content of its file, what
-the file is taken for, the tune in it, and all that made the vector.
+A file of many tunes is as many sources (see score_files.Tune). A vector is found again by the content of its file, the
+kind of file, the tune in it, and all that made the vector.
 """
 
 import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -20,10 +20,11 @@ from tqdm import tqdm
 from clamplib import __version__
 from clamplib.embedding.cache import VectorCache
 from clamplib.embedding.encoder import CLaMP3Encoder
-from clamplib.embedding.extraction import close_jobs, input_files, open_jobs, save_feature
-from clamplib.embedding.reading import BLIP_REPO, FEATURE_SUFFIXES, SUFFIXES, modality_of
-from clamplib.files import InputError, Report, key, run_jobs, sha256, show, walk
-from clamplib.formats.score_files import Tune, tunes
+from clamplib.embedding.folders import input_files, write_features
+from clamplib.embedding.reading import BLIP_REPO, FEATURE_SUFFIXES, SUFFIXES, is_recording, modality_of
+from clamplib.files import InputError, key, sha256, show, walk
+from clamplib.formats.score_files import Tune, list_tunes
+from clamplib.jobs import Outcome, Report, run_jobs
 from clamplib.retrieval.index import Index, Record
 from clamplib.retrieval.similarity import Features, load_features, normalize
 from clamplib.space import check_same_space, read_space
@@ -36,12 +37,26 @@ Source = Path | Tune
 
 
 @dataclass(frozen=True)
-class Library:
+class Collection:
     """The vectors of some sources, and why others have none."""
 
     sources: list[Source]
-    vectors: np.ndarray  # float32 [N, D], as the model gives them
-    failures: list[dict[str, str]] = field(default_factory=list)  # file, error
+    features: Features  # in the order of the sources
+    failures: list[dict[str, str]]  # file, error
+
+    @classmethod
+    def of(
+        cls,
+        sources: Sequence[Source],
+        vectors: np.ndarray,
+        root: str | Path | None = None,
+        failures: Sequence[dict[str, str]] = (),
+        space: dict | None = None,
+    ) -> "Collection":
+        """The collection of sources with their vectors [N, D], whose keys begin below `root` if there is one."""
+        paths = aliases(sources)
+        keys = [key(path, path.anchor if root is None else root) for path in paths]
+        return cls(list(sources), Features(keys, *normalize(vectors), paths, [], space), list(failures))
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -49,24 +64,17 @@ class Library:
     @property
     def matrix(self) -> np.ndarray:
         """Unit rows, float32 [N, D]."""
-        return normalize(self.vectors)[0]
+        return self.features.matrix
 
     @property
     def modalities(self) -> list[str]:
-        return [modality_of(source) for source in self.sources]
+        """What each source holds; "" for features, of which it is not known."""
+        suffixes = [Path(source).suffix.lower() for source in self.sources]
+        known = zip(self.sources, suffixes, strict=True)
+        return ["" if suffix in FEATURE_SUFFIXES else modality_of(source) for source, suffix in known]
 
 
-@dataclass(frozen=True)
-class Collection:
-    """The vectors of a folder or file to compare with others: what each is of, and why others have none."""
-
-    features: Features
-    sources: list[Source]
-    modalities: list[str]  # "" where unknown
-    failures: list[dict[str, str]]  # file, error
-
-
-class Content(NamedTuple):
+class Fingerprint(NamedTuple):
     """What a source held when it was hashed."""
 
     key: str  # names its vector
@@ -87,22 +95,26 @@ def find_sources(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[S
 
     Images are among them with the encoder's own `suffixes`, if it has a captioner.
     """
-    return [source for file in walk(path, suffixes) for source in tunes(file)]
+    return [source for file in walk(path, suffixes) for source in list_tunes(file)]
 
 
-def embed_library(
+def embed_sources(
     encoder: CLaMP3Encoder,
     sources: Sequence[Source],
+    root: str | Path | None = None,
     *,
     cache: VectorCache | None = None,
     workers: int | None = None,
     backend: str | None = None,
     progress: bool = True,
-) -> Library:
-    """The vectors of sources, those that the cache holds from there, the others made and kept there.
+) -> Collection:
+    """Embeds sources. The vectors that the cache holds come from there, and the others are kept there.
 
-    `backend` "ray" or "dask" sends the files to the cluster, whose every process loads the model: they must lie where
-    all can read them.
+    Args:
+        root: the folder that keys begin below; None: keys are whole paths.
+        workers: processes that read and convert; None: one per core where the sources are many.
+        backend: "ray" or "dask" sends the files to the cluster, whose every process loads the model. The files must lie
+            where all can read them.
     """
     found, failures = {}, []
     outcomes = embed_each(encoder, sources, cache=cache, workers=workers, backend=backend)
@@ -112,8 +124,10 @@ def embed_library(
         else:
             found[number] = vector
     order = sorted(found)
+    embedded = [sources[number] for number in order]
     vectors = np.stack([found[number] for number in order]) if order else np.empty((0, encoder.dimension), np.float32)
-    return Library([sources[number] for number in order], vectors, sorted(failures, key=lambda f: f["file"]))
+    failures.sort(key=lambda failure: failure["file"])
+    return Collection.of(embedded, vectors, root, failures, encoder.space)
 
 
 def embed_each(
@@ -123,31 +137,38 @@ def embed_each(
     cache: VectorCache | None = None,
     workers: int | None = None,
     backend: str | None = None,
-    contents: Mapping[int, Content] | None = None,
-) -> Iterator[tuple[int, np.ndarray | None, str | None]]:
-    """(number, vector [D], None) of each source, or (number, None, why there is none), as they are done.
+    fingerprints: Mapping[int, Fingerprint] | None = None,
+) -> Iterator[Outcome]:
+    """Embeds sources, each with its own outcome, as they are done.
 
-    `contents`: their `read_contents`, where these are known. A source that has changed since is a failure.
+    Args:
+        cache, workers, backend: as for `embed_sources`.
+        fingerprints: those of `read_fingerprints`, where they are known. A source that has changed since is a failure.
+
+    Yields:
+        Outcomes whose value is the vector float32 [D].
     """
-    if contents is None:
-        contents = read_contents(encoder, sources, cache) if cache else {}
-    keys = {number: content.key for number, content in contents.items()}
+    if fingerprints is None:
+        fingerprints = read_fingerprints(encoder, sources, cache) if cache else {}
+    keys = {number: fingerprint.key for number, fingerprint in fingerprints.items()}
     known = cache.get(set(keys.values())) if cache else {}
-    ready = {number: known[key] for number, key in keys.items() if key in known}
-    yield from ((number, vector, None) for number, vector in ready.items())
+    ready = {number: known[name] for number, name in keys.items() if name in known}
+    for number, vector in ready.items():
+        yield Outcome(number, vector)
     missing = [number for number in range(len(sources)) if number not in ready]
     encoded = _encode(encoder, [sources[number] for number in missing], workers, backend)
     while some := list(itertools.islice(encoded, KEPT_AT_ONCE)):
-        some = [(missing[place], vector, error) for place, vector, error in some]
-        some = [
-            (number, None, f"{show(sources[number])}: changed while it was read; run it again")
-            if number in contents and _state(sources[number]) != contents[number].state
-            else (number, vector, error)
-            for number, vector, error in some
-        ]
+        outcomes, new = [], {}
+        for place, vector, error in some:
+            number = missing[place]
+            if number in fingerprints and _state(sources[number]) != fingerprints[number].state:
+                vector, error = None, f"{show(sources[number])}: changed while it was read; run it again"
+            if vector is not None and number in keys:
+                new[keys[number]] = vector
+            outcomes.append(Outcome(number, vector, error))
         if cache:
-            cache.put({keys[number]: vector for number, vector, _ in some if vector is not None and number in keys})
-        yield from some
+            cache.put(new)
+        yield from outcomes
 
 
 def embed_folder(
@@ -167,39 +188,40 @@ def embed_folder(
         folder: files of any kind that the encoder takes; sub-folders are kept in the output.
         output: folder for the vectors [1, D].
         temporal: writes the last hidden states [1, T, H] instead; they are not cached.
-        cache, backend: as for `embed_library`.
-
-    Returns:
-        What was done and skipped, and the failures, which are in failures.jsonl of the output too.
+        cache, workers, backend: as for `embed_sources`.
 
     Raises:
         InputError: nothing there can be read, or the output holds another embedding space.
     """
     if temporal and backend:
         raise InputError(f"expected vectors to embed on {backend}; hidden states are made on one machine")
-    files = input_files(folder, output, encoder.suffixes)
-    sources = [source for file in files for source in tunes(file)]
+    sources = []
+    for file in input_files(folder, output, encoder.suffixes):
+        sources += list_tunes(file)
     space = {**encoder.space, "kind": "clamp3 temporal"} if temporal else encoder.space
-    jobs, report = open_jobs(sources, folder, output, space)
-    wanted = [source for source, _ in jobs]
-    if temporal:
-        outcomes = encoder.encode_each(wanted, pooled=False, workers=workers)
-    else:
-        outcomes = embed_each(encoder, wanted, cache=cache, workers=workers, backend=backend)
-    for number, feature, error in tqdm(outcomes, total=len(wanted), unit="file", disable=not (progress and wanted)):
-        if error:
-            report.add_failure(wanted[number], error)
-        else:
-            save_feature(*jobs[number], np.atleast_2d(feature), report)
-    return close_jobs(report, output)
+    if any(map(is_recording, sources)):
+        space = {**space, "front": encoder.audio_front_id}
+
+    def outcomes(wanted: Sequence[Source]) -> Iterator[Outcome]:
+        if temporal:
+            yield from encoder.encode_each(wanted, pooled=False, workers=workers)
+            return
+        for number, vector, error in embed_each(encoder, wanted, cache=cache, workers=workers, backend=backend):
+            yield Outcome(number, None if error else vector[None], error)
+
+    return write_features(outcomes, sources, folder, output, space, progress=progress)
 
 
 def embed_pair(
     query: str | Path, references: str | Path, variant: str | Path | None = None
 ) -> tuple[Features, Features]:
-    """The vectors of two folders, or of a file and a folder, of raw files or of features; images by their captions.
+    """Opens two folders, or a file and a folder, of raw files or of features; images go by their captions.
 
-    Files that cannot be embedded are among the `failures`. InputError where nothing of one of the two can be.
+    Returns:
+        The vectors of both. Files that cannot be embedded are among the `failures`.
+
+    Raises:
+        InputError: nothing of one of the two can be embedded.
     """
     encoder, cache = CLaMP3Encoder.from_pretrained(variant, captioner=BLIP_REPO), VectorCache()
     both = []
@@ -212,20 +234,18 @@ def embed_pair(
 def open_collection(
     encoder: CLaMP3Encoder, path: str | Path, *, cache: VectorCache | None = None, workers: int | None = None
 ) -> Collection:
-    """The vectors of a folder or file of any kind, made where it is not of features (.npy) that were extracted before.
+    """Opens a folder or file of any kind, and embeds it unless it holds features (.npy) that were extracted before.
 
-    InputError where there is none, or where features are of another space than the encoder's.
+    Raises:
+        InputError: nothing there can be embedded, or the features are of another space than the encoder's.
     """
     if _holds_features(path, encoder.suffixes):
         features = load_features(path)
         check_same_space(show(path), features.space, "the variant that was asked for", encoder.space)
         failures = [{"file": str(path), "error": str(error)} for error in features.failures]
-        return Collection(features, features.paths, [""] * len(features), failures)
+        return Collection(features.paths, features, failures)
     sources = find_sources(path, encoder.suffixes)
-    library = check_found(embed_library(encoder, sources, cache=cache, workers=workers), path)
-    paths = aliases(library.sources)
-    features = Features([key(own, path) for own in paths], *normalize(library.vectors), paths, [], encoder.space)
-    return Collection(features, library.sources, library.modalities, library.failures)
+    return check_found(embed_sources(encoder, sources, path, cache=cache, workers=workers), path)
 
 
 def _holds_features(path: str | Path, embeddable: Sequence[str]) -> bool:
@@ -264,13 +284,13 @@ def update_index(
 
     Args:
         labels: of each source, to filter by.
-        cache, backend: as for `embed_library`.
+        cache, backend: as for `embed_sources`.
     """
-    contents = read_contents(encoder, sources, cache or VectorCache(":memory:"))  # which is forgotten
-    failed = {number: _unreadable(source) for number, source in enumerate(sources) if number not in contents}
+    found = read_fingerprints(encoder, sources, cache or VectorCache(":memory:"))  # which is forgotten
+    failed = {number: _unreadable(source) for number, source in enumerate(sources) if number not in found}
     labels = labels or [None] * len(sources)
     paths = [_address(source) for source in sources]
-    records = {n: Record(paths[n], contents[n].key, labels[n] or "", modality_of(sources[n])) for n in contents}
+    records = {n: Record(paths[n], found[n].key, labels[n] or "", modality_of(sources[n])) for n in found}
     failed |= {number: refusal for number, record in records.items() if (refusal := index.refusal(record))}
     known = set(index.records())
     changed = {n: record for n, record in records.items() if n not in failed and record not in known}
@@ -284,7 +304,7 @@ def update_index(
         cache=cache,
         workers=workers,
         backend=backend,
-        contents={place: contents[number] for place, number in enumerate(new)},
+        fingerprints={place: found[number] for place, number in enumerate(new)},
     )
     outcomes = tqdm(outcomes, total=len(new), unit="file", disable=not (progress and new))
     errors = _upsert_each(index, [records[number] for number in new], outcomes)
@@ -323,19 +343,19 @@ def _address(source: Source) -> str:
     return str(replace(source, path=Path(path))) if isinstance(source, Tune) else path
 
 
-def read_contents(encoder: CLaMP3Encoder, sources: Sequence[Source], cache: VectorCache) -> dict[int, Content]:
+def read_fingerprints(encoder: CLaMP3Encoder, sources: Sequence[Source], cache: VectorCache) -> dict[int, Fingerprint]:
     """What each source holds, by its number; unreadable files are left out."""
     states = [_state(source) for source in sources]  # first: what changes from here on is seen
     hashes = cache.content_hashes(map(os.fspath, sources))
-    contents = {}
+    fingerprints = {}
     for number, source in enumerate(sources):
         if content := hashes.get(os.fspath(source)):
             path = Path(source)
             taken_for = f"{path.suffix.lower()}#{getattr(source, 'number', '')}"
-            made_by = f"{encoder.space_id} {encoder.precision} {__version__}"
-            key = f"{content} {taken_for} {made_by} {encoder.front_id(path)}"
-            contents[number] = Content(key, states[number])
-    return contents
+            made_by = f"{encoder.space_id} {encoder.precision} {__version__} {encoder.space['abc']}"
+            name = f"{content} {taken_for} {made_by} {encoder.front_id(path)}"
+            fingerprints[number] = Fingerprint(name, states[number])
+    return fingerprints
 
 
 def _state(source: Source) -> tuple[int, int, int] | None:
@@ -348,10 +368,10 @@ def _state(source: Source) -> tuple[int, int, int] | None:
 
 def _encode(
     encoder: CLaMP3Encoder, sources: Sequence[Source], workers: int | None, backend: str | None
-) -> Iterator[tuple[int, np.ndarray | None, str | None]]:
+) -> Iterator[Outcome]:
     if backend is None:
         for number, vector, error in encoder.encode_each(sources, workers=workers):
-            yield number, None if vector is None else vector[0], error
+            yield Outcome(number, None if error else vector[0], error)
         return
     if not encoder.pretrained:
         raise InputError("expected an encoder of from_pretrained: every process of the cluster loads its own")
@@ -360,11 +380,12 @@ def _encode(
     embed = partial(_embed_on_node, encoder.pretrained)
     for job, outcomes, error in run_jobs(embed, jobs, workers=workers, backend=backend):
         if error:
-            outcomes = [(number, None, error) for number in range(len(jobs[job]))]
-        yield from ((starts[job] + number, vector, problem) for number, vector, problem in outcomes)
+            outcomes = [Outcome(number, error=error) for number in range(len(jobs[job]))]
+        for number, vector, problem in outcomes:
+            yield Outcome(starts[job] + number, vector, problem)
 
 
-def _embed_on_node(pretrained: tuple, sources: list[Source]) -> list[tuple[int, np.ndarray | None, str | None]]:
+def _embed_on_node(pretrained: tuple, sources: list[Source]) -> list[Outcome]:
     with LOADING:
         encoder = _encoder(pretrained)
     return list(_encode(encoder, sources, workers=1, backend=None))
@@ -376,11 +397,11 @@ def _encoder(pretrained: tuple) -> CLaMP3Encoder:
     return CLaMP3Encoder.from_pretrained(**dict(pretrained))
 
 
-def check_found(library: Library, path: str | Path) -> Library:
-    """The library; InputError if not one of its files could be embedded."""
-    if not len(library):
-        first = library.failures[0]["error"]
+def check_found(collection: Collection, path: str | Path) -> Collection:
+    """The collection; InputError if not one of its files could be embedded."""
+    if not len(collection):
+        failures = collection.failures
         raise InputError(
-            f"{show(path)}: none of its {len(library.failures)} files could be embedded; the first: {first}"
+            f"{show(path)}: none of its {len(failures)} files could be embedded; the first: {failures[0]['error']}"
         )
-    return library
+    return collection

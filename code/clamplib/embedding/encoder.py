@@ -1,15 +1,13 @@
-"""Anything -> vectors, in one call.
+"""Embeds anything in one call.
 
 encoder = CLaMP3Encoder.from_pretrained("mini")
 vectors = encoder.encode(["a slow air", Path("air.musicxml"), Path("air.mid")])  # float32 [3, D]
 encoder.search("a slow air", vectors)
 """
 
-import itertools
 import os
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,11 +18,13 @@ import torch
 from tqdm import tqdm
 
 from clamplib.audio import spectral
-from clamplib.embedding.encoding import clamp3_encoders, encode
+from clamplib.audio.recordings import encode_recordings
+from clamplib.embedding.encoding import clamp3_encoders, encode_each
 from clamplib.embedding.reading import (
     IMAGE_SUFFIXES,
     SUFFIXES,
-    Input,
+    Content,
+    Reader,
     as_array,
     as_list,
     is_image,
@@ -32,54 +32,54 @@ from clamplib.embedding.reading import (
     is_numbers,
     is_recording,
     plain_item,
-    read_input,
+    read_ahead,
     refuse_image,
 )
-from clamplib.embedding.recordings import encode_recordings
-from clamplib.embedding.sequences import audio_frames, symbolic_patches, text_tokens
-from clamplib.files import InputError, describe, run_jobs, show
-from clamplib.formats.patchilizer import M3Patchilizer
+from clamplib.files import InputError, show
+from clamplib.jobs import Outcome, run_in_turn
 from clamplib.models import distributed
-from clamplib.models.checkpoints import Loaded, save_variant
-from clamplib.models.settings import VARIABLE, load_clamp3
+from clamplib.models.checkpoints import LoadedModel, save_variant
+from clamplib.models.settings import VARIANT_VARIABLE, load_variant
 from clamplib.retrieval.similarity import normalize, search, unit_mean
+from clamplib.space import front_of
 
 if TYPE_CHECKING:  # extras: text, scores and MIDI do without them
     from clamplib.audio.mert import Mert
     from clamplib.embedding.captions import Captioner
 
-CHUNK = 256  # items that are sorted by length and encoded together
-SLOW_CHUNK = 8  # of those that another model works on first, so that an interruption costs little
-FEW = 16  # files that one process has read before others have started
+SLOW_CHUNK = 8  # items that another model works on first, encoded together: an interruption costs little
 
-Item = Any  # see inputs
+Item = Any  # see reading
 Items = Item | Sequence[Item]
 Vectors = np.ndarray | torch.Tensor  # [N, D], or [D] for one
 
 
 class CLaMP3Encoder:
-    """CLaMP 3 with all that stands before it: conversion of scores and MIDI, features of recordings."""
+    """Embeds texts, scores, MIDI, recordings and images, which it converts to what CLaMP 3 takes."""
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedModel,
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         mert: str | Path | None = None,
         captioner: str | Path | None = None,
     ):
-        """`dtype`: torch.bfloat16 or float16 for mixed precision. Weights, a folder or a name on the hub:
+        """Takes a loaded model; `from_pretrained` loads one.
 
         Args:
-            mert: of MERT, for recordings; None: the published ones.
-            captioner: of BLIP, for images, which are encoded by their captions; None: images are refused.
+            device: where the model runs; None: the best device there is.
+            dtype: torch.bfloat16 or torch.float16 for mixed precision.
+            mert: weights of MERT for recordings, a folder or a name on the hub; None: the published ones.
+            captioner: weights of BLIP, which writes the captions that images are encoded by; None: images are refused.
         """
-        self.loaded, self.dtype, self._mert_path, self._captioner_path = loaded, dtype, mert, captioner
+        self.loaded, self.dtype = loaded, dtype
+        self._mert_path, self._captioner_path = mert, captioner
         self.device = torch.device(device) if device else distributed.best_device()
         loaded.model.to(self.device)
         self.pretrained: tuple = ()  # how `from_pretrained` makes the same encoder in another process
-        self._patchilizer = M3Patchilizer(loaded.geometry.patch_size, loaded.geometry.patch_length)
+        self._reader = Reader.of(loaded.geometry)
 
     @classmethod
     def from_pretrained(
@@ -95,12 +95,20 @@ class CLaMP3Encoder:
     ) -> "CLaMP3Encoder":
         """Loads a variant: "saas", "c2", "mini", a folder, a .pth, or owner/name of the hub.
 
-        Without a name it is that of the environment variable CLAMP3_VARIANT, else that of line 66 of code/config.py.
-        Weights that are not at hand are fetched (at `revision`), with a progress bar, resumed where that broke off;
-        FileNotFoundError says which file is missing and where to put it.
+        Weights that are missing are fetched with a progress bar, and an interrupted download is resumed.
+
+        Args:
+            name: the variant; None: that of the environment variable CLAMP3_VARIANT, else of line 66 of code/config.py.
+            revision: a branch, tag or commit of the hub.
+            weights_folder: where weights that are not in a folder of their own lie; None: code/ of this repository.
+            device, dtype, mert, captioner: as for the class.
+
+        Raises:
+            FileNotFoundError: the weights are missing and cannot be fetched; the message says where to put them.
+            InputError: the weights are damaged, or of other sizes than the settings say.
         """
-        name = name or os.environ.get(VARIABLE) or None
-        loaded = load_clamp3(name, weights_folder=weights_folder, revision=revision)
+        name = name or os.environ.get(VARIANT_VARIABLE) or None
+        loaded = load_variant(name, weights_folder=weights_folder, revision=revision)
         fronts = {"mert": mert, "captioner": captioner}
         encoder = cls(loaded, device=device, dtype=dtype, **fronts)
         options = {"name": name, "dtype": dtype, "revision": revision, "weights_folder": weights_folder, **fronts}
@@ -109,44 +117,44 @@ class CLaMP3Encoder:
 
     @property
     def dimension(self) -> int:
-        """D, the size of a vector."""
+        """The size D of a vector."""
         return self.loaded.geometry.clamp3_hidden_size
 
     def get_sentence_embedding_dimension(self) -> int:
-        """`dimension`, under sentence-transformers' name; `get_embedding_dimension` is its newer one."""
+        """The size D of a vector, by the name of sentence-transformers; `get_embedding_dimension` is its newer name."""
         return self.dimension
 
     get_embedding_dimension = get_sentence_embedding_dimension
 
     @cached_property
     def space(self) -> dict:
-        """What tells these vectors from another model's, as space.json has it."""
+        """The fields of space.json for these vectors."""
         return {**self.loaded.space, "kind": "clamp3 global"}
 
     @property
     def space_id(self) -> str:
-        """A name of the embedding space: vectors of two spaces are not comparable."""
+        """Identifier of the embedding space. Vectors of two spaces cannot be compared."""
         return f"clamp3-{Path(self.space['variant']).name}-{self.space['weights_sha256'][:16]}"
 
     @property
     def precision(self) -> str:
-        """In which the model computes: float32, bfloat16 or float16."""
+        """The precision in which the model computes: float32, bfloat16 or float16."""
         return str(self.dtype or torch.float32).removeprefix("torch.")
 
     @property
     def audio_front_id(self) -> str:
-        """A name of what stands between a recording and the model."""
-        return "spectral" if self._spectral else f"mert-{self._mert.space['weights_sha256'][:16]}"
+        """Identifier of the front end that hears recordings."""
+        return "spectral" if self._spectral else front_of(self._mert.space)["front"]
 
     def front_id(self, source: str | os.PathLike) -> str:
-        """A name of what stands between a file and the model and has weights of its own; "" for nothing."""
+        """Identifier of the front end that a file needs (MERT, BLIP), or "" if it needs none."""
         if is_recording(source):
             return self.audio_front_id
         return f"blip-{self._captioner.weights_sha256[:16]}" if self._captioner_path and is_image(source) else ""
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of the files that a folder is searched for: those of images only where there is a captioner."""
+        """Suffixes of the files that a folder is searched for. Images are among them if there is a captioner."""
         return SUFFIXES + IMAGE_SUFFIXES if self._captioner_path else SUFFIXES
 
     @property
@@ -166,7 +174,7 @@ class CLaMP3Encoder:
         normalize_embeddings: bool = True,
         workers: int | None = None,
     ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
-        """Embeds one item or a list of items of any kinds (see `inputs`), with the keywords of sentence-transformers.
+        """Embeds one item or a list of items of any kinds (see `reading`), with the keywords of sentence-transformers.
 
         Args:
             modality: of all items: text, score, midi, audio or image; None: what each item is.
@@ -175,7 +183,7 @@ class CLaMP3Encoder:
             convert_to_tensor: returns a tensor on the encoder's device.
             convert_to_numpy: without it, and without `convert_to_tensor`, a list of tensors comes back.
             normalize_embeddings: gives each vector length 1, so that dot products are cosines.
-            workers: processes that read and convert; None: one a core where the items are many.
+            workers: processes that read and convert; None: one per core where the items are many.
 
         Returns:
             float32 [D] for one item, [N, D] for a list.
@@ -227,7 +235,10 @@ class CLaMP3Encoder:
     def encode_frames(
         self, items: Items, modality: str | None = None, *, batch_size: int | None = None, workers: int | None = None
     ) -> list[np.ndarray]:
-        """The last hidden states of each item, float32 [T, H]: a row a token, a bar, some messages, or five seconds."""
+        """Gives the last hidden states of each item, float32 [T, H].
+
+        A row stands for a token of a text, a bar of a score, some messages of MIDI, or five seconds of a recording.
+        """
         items = as_list(items)
         outcomes = self.encode_each(items, modality, pooled=False, batch_size=batch_size, workers=workers)
         frames = {number: states[0] for number, states in _or_raise(outcomes)}
@@ -241,29 +252,22 @@ class CLaMP3Encoder:
         pooled: bool = True,
         batch_size: int | None = None,
         workers: int | None = None,
-    ) -> Iterator[tuple[int, np.ndarray | None, str | None]]:
-        """(number, vector [1, D] or states [1, T, H], None) of each item, or (number, None, why there is none).
+    ) -> Iterator[Outcome]:
+        """Embeds items of any kinds, each with its own outcome, in no particular order.
 
-        They come as they are done, in no particular order.
+        Args:
+            pooled: gives vectors [1, D]; else the last hidden states [1, T, H].
+            modality, batch_size, workers: as for `encode`.
+
+        Yields:
+            Outcomes whose value is float32 [1, D] or [1, T, H].
         """
-        encoders, items = clamp3_encoders(self.loaded, pooled), list(map(plain_item, items))
-        for chunk in self._chunks(items, modality, workers):
-            by_encoder = defaultdict(list)
-            for number, encoder, rows in chunk:
-                if encoder is None:
-                    yield number, None, _named(items[number], number, rows)
-                else:
-                    by_encoder[encoder].append((number, rows))
-            for encoder, numbered in by_encoder.items():
-                numbers, rows = zip(*numbered, strict=True)
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype not in (None, torch.float32)):
-                    features = encode(encoders[encoder], rows, batch_size)
-                for number, feature in zip(numbers, features, strict=True):
-                    if np.isfinite(feature).all():
-                        yield number, feature, None
-                    else:
-                        message = "expected finite features, but the model gave NaN or infinity"
-                        yield number, None, _named(items[number], number, message)
+        encoders = clamp3_encoders(self.loaded, pooled, self.dtype)
+        for numbers, readings, at_once in self._readings(list(map(plain_item, items)), modality, workers):
+            encoded = encode_each(readings, encoders, self.loaded.tokenizer, batch_size=batch_size, at_once=at_once)
+            for place, value, error in encoded:
+                number = numbers[place]
+                yield Outcome(number, value, error and _named(items[number], number, error))
 
     def similarity(self, a: Items | Vectors, b: Items | Vectors) -> np.ndarray:
         """Cosines of two lists of items, or of vectors: float32 [A, B]."""
@@ -277,7 +281,11 @@ class CLaMP3Encoder:
         return np.einsum("nd,nd->n", a, b)
 
     def search(self, query: Items | Vectors, among: Items | Vectors, top_k: int = 10) -> list[list["Hit"]]:
-        """For each query the closest of `among`, closest first. Both are items, or vectors; InputError for none."""
+        """Finds the closest of `among` for each query, closest first.
+
+        Raises:
+            InputError: there is nothing to search among.
+        """
         among = self._unit(among)
         if not len(among):
             raise InputError("expected at least one item to search among")
@@ -285,9 +293,10 @@ class CLaMP3Encoder:
         return [list(map(Hit, *found)) for found in zip(rows.tolist(), similarities.tolist(), strict=True)]
 
     def classify(self, items: Items | Vectors, labels: Sequence[str] | Mapping[str, Sequence[str]]) -> list[str]:
-        """The label of each item whose text is closest, with no training; `similarity` says how close.
+        """Gives each item the label whose text is closest, without training.
 
-        `labels` are the texts themselves, or some prompts for each label, whose directions are averaged.
+        Args:
+            labels: the texts themselves, or several prompts for each label, whose directions are averaged.
         """
         prompts = labels if isinstance(labels, Mapping) else {label: label for label in as_list(labels)}
         names = list(prompts)
@@ -300,9 +309,13 @@ class CLaMP3Encoder:
         return normalize(np.stack([self.encode(as_list(texts), "text").mean(0) for texts in prompts.values()]))[0]
 
     def score(self, a: Items | Vectors, b: Items | Vectors, group: bool = False) -> float:
-        """CLaMP 3 score: the mean cosine of a[i] and b[i]; with `group` the cosine of the means of the two sets.
+        """Computes the CLaMP 3 score: the mean cosine of the pairs a[i] and b[i].
 
-        InputError for lists of different lengths, if not in a group, and for empty ones.
+        Args:
+            group: compares the means of the two sets in place of pairs; the sets may be of any size.
+
+        Raises:
+            InputError: the lists of pairs are of different lengths, or a list is empty.
         """
         if group:
             (own, _), (other, _) = unit_mean(self._vectors(a)), unit_mean(self._vectors(b))
@@ -313,17 +326,17 @@ class CLaMP3Encoder:
         return float(similarities.mean())
 
     def caption(self, image: str | os.PathLike | bytes) -> str:
-        """What an image shows, by the captioner: the text that it is encoded by."""
+        """Writes the caption that an image is encoded by."""
         if not self._captioner_path:
             refuse_image(image)
         return self._captioner([image])[0]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a folder that `from_pretrained` and every script's --variant take: weights in half precision."""
+        """Writes a folder that `from_pretrained`, every --variant and SentenceTransformer take; weights are float16."""
         save_variant(folder, self.loaded.model, self.loaded.tokenizer, self.loaded.geometry)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
-        """Saves the variant on the hub, where `from_pretrained` finds it by `repo_id`; returns its address."""
+        """Saves the variant on the hub, where `from_pretrained` finds it by `repo_id`, and returns its address."""
         hub = huggingface_hub.HfApi()
         address = hub.create_repo(repo_id, private=private, exist_ok=True)
         if revision:
@@ -346,58 +359,53 @@ class CLaMP3Encoder:
 
     def read_each(
         self, items: Sequence[Item], modality: str | None = None, *, workers: int | None = None
-    ) -> Iterator[tuple[int, str | None, np.ndarray | str]]:
-        """Reads items as the encoders take them, in no particular order.
+    ) -> Iterator[Outcome]:
+        """Reads items as the encoders take them, in no particular order: outcomes whose value is a Reading."""
+        for numbers, readings, _ in self._readings(list(map(plain_item, items)), modality, workers):
+            for place, reading, error in readings:
+                yield Outcome(numbers[place], reading, error)
 
-        Yields:
-            (number, encoder, sequence [n, ...]) of each item, the encoder being "text", "symbolic" or "audio"; or
-            (number, None, why it cannot be read).
-        """
-        for chunk in self._chunks(list(map(plain_item, items)), modality, workers):
-            yield from chunk
-
-    def _chunks(self, items: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[list[tuple]]:
-        """(number, encoder, rows that it takes) of some items, or (number, None, error)."""
-        by_way = defaultdict(list)
+    def _readings(
+        self, items: Sequence[Item], modality: str | None, workers: int | None
+    ) -> list[tuple[list[int], Iterator[Outcome], int | None]]:
+        """For each kind of front end its items' numbers, what it reads, and how many to encode at once."""
+        heard, seen, read = [], [], []
         for number, item in enumerate(items):
-            by_way[self._way(item, modality)].append(number)
-        ways = {way: way([items[number] for number in numbers], modality, workers) for way, numbers in by_way.items()}
-        for way, read in ways.items():
-            sequences = ((by_way[way][place], *self._rows(content, error)) for place, content, error in read)
-            while chunk := list(itertools.islice(sequences, CHUNK if way is _read else SLOW_CHUNK)):
-                yield chunk
+            if not self._spectral and is_recording(item, modality):
+                heard.append(number)
+            elif self._captioner_path and is_image(item, modality):
+                seen.append(number)
+            else:
+                read.append(number)
+        ways = []
+        if read:
+            some = [items[number] for number in read]
+            ways.append((read, read_ahead(self._reader, some, modality, workers=workers), None))
+        if heard:
+            ways.append((heard, self._hear([items[number] for number in heard], workers), SLOW_CHUNK))
+        if seen:
+            ways.append((seen, self._see([items[number] for number in seen]), SLOW_CHUNK))
+        return ways
 
-    def _way(self, item: Item, modality: str | None) -> Callable[..., Iterator[tuple]]:
-        """What takes such items and `workers` and gives (place among them, Input, None) or (place, None, error)."""
-        if not self._spectral and is_recording(item, modality):
-            return self._hear
-        if self._captioner_path and is_image(item, modality):
-            return self._see
-        return _read
-
-    def _rows(self, content: Input | None, error: str | None) -> tuple[str | None, np.ndarray | str]:
-        """The encoder's name and input, or None and the error where there is nothing to encode."""
-        if error:
-            return None, error
-        try:
-            if content.modality == "text":
-                return "text", text_tokens(content.value, self.loaded.tokenizer)
-            if content.modality == "audio":
-                return "audio", audio_frames(content.value, self.loaded.geometry.audio_hidden_size)
-            return "symbolic", symbolic_patches(content.value, self._patchilizer)
-        except InputError as problem:
-            return None, str(problem)
-
-    def _hear(self, recordings: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[tuple]:
+    def _hear(self, recordings: Sequence[Item], workers: int | None) -> Iterator[Outcome]:
         mert = self._mert
         mean = partial(mert.encode, mean=True)
         workers = 0 if workers == 1 else workers  # 0: in this process
         heard = encode_recordings(recordings, mert.read, mean, batch_size=mert.batch_size, workers=workers)
-        return ((number, Input("audio", feature), error) for number, feature, error in heard)
+        return map(self._as_reading, heard)
 
-    def _see(self, images: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[tuple]:
+    def _as_reading(self, outcome: Outcome) -> Outcome:
+        """MERT's features of a recording, as the audio encoder takes them."""
+        if outcome.error:
+            return outcome
+        try:
+            return Outcome(outcome.number, self._reader.sequence(Content("audio", outcome.value)))
+        except InputError as error:
+            return Outcome(outcome.number, error=str(error))
+
+    def _see(self, images: Sequence[Item]) -> Iterator[Outcome]:
         captioner = self._captioner
-        return _in_turn(lambda image: Input("text", captioner([image])[0]), images)
+        return run_in_turn(lambda image: self._reader.sequence(Content("text", captioner([image])[0])), images)
 
     @cached_property
     def _mert(self) -> "Mert":
@@ -427,20 +435,6 @@ class Hit(NamedTuple):
 
 def _as_path(path: str | os.PathLike) -> os.PathLike:
     return Path(path) if isinstance(path, str) else path
-
-
-def _read(items: Sequence[Item], modality: str | None, workers: int | None) -> Iterator[tuple]:
-    read = partial(read_input, modality=modality)
-    files = sum(not isinstance(item, str) for item in items)
-    return _in_turn(read, items) if workers == 1 or files < FEW else run_jobs(read, items, workers=workers)
-
-
-def _in_turn(read: Callable[[Item], Input], items: Sequence[Item]) -> Iterator[tuple]:
-    for number, item in enumerate(items):
-        try:
-            yield number, read(item), None
-        except Exception as error:  # one item's fault
-            yield number, None, describe(error)
 
 
 def _named(item: Item, number: int, error: str) -> str:

@@ -6,19 +6,27 @@ averages, each weighted by its new rows; temporal features are the last hidden s
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
-from clamplib.embedding.sequences import audio_frames, pad, symbolic_patches, text_tokens
+from clamplib.embedding.sequences import audio_frames, symbolic_patches, text_tokens
 from clamplib.formats.patchilizer import M3Patchilizer
-from clamplib.models.checkpoints import Loaded
+from clamplib.jobs import NOT_FINITE, Outcome
+from clamplib.models.checkpoints import LoadedModel
+from clamplib.models.encoders import pad
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Segments of full length in a batch. On a CPU larger batches are slower: their states leave its caches.
 GPU_BATCH_SIZE, CPU_BATCH_SIZE = 32, 2
+# Rows that are sorted by length together: states of 400 MB at the published size, less on a CPU, where it takes longer.
+GPU_CHUNK_ROWS, CPU_CHUNK_ROWS = 1 << 17, 1 << 13
 
 
 class Span(NamedTuple):
@@ -40,14 +48,15 @@ class Encoder:
     padding: int = 0
 
 
-def clamp3_encoders(loaded: Loaded, get_global: bool) -> dict[str, Encoder]:
-    """The encoders of CLaMP 3 by modality: text, symbolic, audio."""
+def clamp3_encoders(loaded: LoadedModel, get_global: bool, dtype: torch.dtype | None = None) -> dict[str, Encoder]:
+    """The encoders of CLaMP 3: text, symbolic and audio, with `dtype` bfloat16 or float16 in mixed precision."""
     model, geometry = loaded.model, loaded.geometry
     device = model.device
 
     def encoder(method: Callable, max_length: int, padding: int = 0) -> Encoder:
         def run(inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-            return method(inputs, masks, get_global=get_global)
+            with torch.autocast(device.type, dtype, enabled=dtype not in (None, torch.float32)):
+                return method(inputs, masks, get_global=get_global)
 
         return Encoder(run, max_length, get_global, device, padding)
 
@@ -58,7 +67,7 @@ def clamp3_encoders(loaded: Loaded, get_global: bool) -> dict[str, Encoder]:
     }
 
 
-def m3_encoders(loaded: Loaded) -> dict[str, Encoder]:
+def m3_encoders(loaded: LoadedModel) -> dict[str, Encoder]:
     """M3's one encoder, its features temporal."""
     encoder = loaded.model.encoder
 
@@ -88,6 +97,65 @@ def encode(encoder: Encoder, sequences: Sequence[np.ndarray], batch_size: int | 
     return [_join(list(itertools.islice(rest, len(own))), own, encoder.pooled) for own in spans]
 
 
+def encode_each(
+    readings: Iterable[Outcome],
+    encoders: Mapping[str, Encoder],
+    tokenizer: "PreTrainedTokenizerBase | None",
+    *,
+    batch_size: int | None = None,
+    at_once: int | None = None,
+) -> Iterator[Outcome]:
+    """Encodes what a Reader gives, some items together, sorted by length.
+
+    Args:
+        readings: outcomes whose value is a Reading.
+        encoders: by the names that readings have.
+        tokenizer: of the text encoder.
+        batch_size: as for `encode`.
+        at_once: items that are encoded together; None: as many as fill memory well.
+
+    Yields:
+        Outcomes whose value is the feature, float32 [1, D] if pooled, else [1, n, H], in no particular order. Features
+        that are not finite are failures.
+    """
+    rows = CPU_CHUNK_ROWS if _device(encoders).type == "cpu" else GPU_CHUNK_ROWS
+    for chunk in _chunks(readings, tokenizer, rows, at_once):
+        sequences = defaultdict(dict)  # number -> sequence, by encoder
+        for number, reading, error in chunk:
+            if error:
+                yield Outcome(number, error=error)
+            else:
+                sequences[reading.encoder][number] = reading.sequence
+        for name, some in sequences.items():
+            features = encode(encoders[name], list(some.values()), batch_size)
+            for number, feature in zip(some, features, strict=True):
+                finite = np.isfinite(feature).all()
+                yield Outcome(number, feature) if finite else Outcome(number, error=NOT_FINITE)
+
+
+def _device(encoders: Mapping[str, Encoder]) -> torch.device:
+    return next(iter(encoders.values())).device
+
+
+def _chunks(
+    readings: Iterable[Outcome], tokenizer: "PreTrainedTokenizerBase | None", rows: int, at_once: int | None
+) -> Iterator[list[Outcome]]:
+    """Lists of readings that have about `rows` rows together, texts as tokens, so that memory stays bounded."""
+    chunk, size = [], 0
+    for outcome in readings:
+        if not outcome.error:
+            if isinstance(outcome.value.sequence, str):
+                tokens = text_tokens(outcome.value.sequence, tokenizer)
+                outcome = outcome._replace(value=outcome.value._replace(sequence=tokens))
+            size += len(outcome.value.sequence)
+        chunk.append(outcome)
+        if size >= rows or len(chunk) == at_once:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
 def segment_spans(length: int, max_length: int) -> list[Span]:
     """The segments of a sequence, each of `max_length` rows, or of all where there are fewer."""
     spans = [Span(start, start + max_length, max_length) for start in range(0, length - max_length + 1, max_length)]
@@ -114,20 +182,20 @@ def _join(parts: list[np.ndarray], spans: list[Span], pooled: bool) -> np.ndarra
     return np.concatenate(new)[None]
 
 
-def encode_texts(loaded: Loaded, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
+def encode_texts(loaded: LoadedModel, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
     """Global vectors of texts: float32 [N, D], not normalized."""
     sequences = [text_tokens(text, loaded.tokenizer) for text in texts]
     return np.concatenate(encode(clamp3_encoders(loaded, True)["text"], sequences, batch_size))
 
 
-def encode_scores(loaded: Loaded, scores: Sequence[str], batch_size: int | None = None) -> np.ndarray:
+def encode_scores(loaded: LoadedModel, scores: Sequence[str], batch_size: int | None = None) -> np.ndarray:
     """Global vectors of pieces in interleaved ABC or MTF: float32 [N, D], not normalized."""
     patchilizer = M3Patchilizer(loaded.geometry.patch_size, loaded.geometry.patch_length)
     sequences = [symbolic_patches(score, patchilizer) for score in scores]
     return np.concatenate(encode(clamp3_encoders(loaded, True)["symbolic"], sequences, batch_size))
 
 
-def encode_audio(loaded: Loaded, recordings: Sequence[np.ndarray], batch_size: int | None = None) -> np.ndarray:
+def encode_audio(loaded: LoadedModel, recordings: Sequence[np.ndarray], batch_size: int | None = None) -> np.ndarray:
     """Global vectors of recordings from their features [..., T, H]: float32 [N, D], not normalized."""
     sequences = [audio_frames(features, loaded.geometry.audio_hidden_size) for features in recordings]
     return np.concatenate(encode(clamp3_encoders(loaded, True)["audio"], sequences, batch_size))

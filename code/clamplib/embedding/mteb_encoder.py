@@ -5,9 +5,9 @@
 
 mteb's own models decode recordings with torchcodec. This one decodes them as the rest of the library does. Some tasks
 of MAEB decode recordings while they load, and these need `pip install "mteb[audio]"`. mteb also asks for those packages
-when it is given a ModelMeta in place of a model.
+when it is given a ModelMeta instead of a model.
 
-saas and c2 read recordings through MERT-v1-95M, whose weights are under CC-BY-NC-4.0: not for commercial use.
+saas and c2 read recordings through MERT-v1-95M, whose license, CC-BY-NC-4.0, does not allow commercial use.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,9 @@ try:
     import mteb
     from datasets import Audio, Dataset
 except ImportError as error:
-    raise ImportError('mteb needs packages of its own: pip install "clamplib[mteb]"') from error
+    raise ImportError(
+        'mteb needs extra packages; in a clone, run: pip install -c constraints.txt -e ".[mteb]"'
+    ) from error
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -39,19 +41,19 @@ NAMES = {"saas": "sander-wood/clamp3-saas", "c2": "sander-wood/clamp3-c2", "mini
 VARIANTS = {name: variant for variant, name in NAMES.items()}
 MERT_PARAMETERS = 94_371_712
 FLOAT32_BYTES = 4
-FOREIGN = ("image", "video")  # columns that no vector of ours would show
+FOREIGN_COLUMNS = ("image", "video")  # CLaMP 3 cannot embed them
 
 # Facts for a ModelMeta, by its fields.
-OF_ALL = {
+COMMON_FACTS = {
     "framework": ["PyTorch"],
-    "max_tokens": float("inf"),  # a text of any length is read in segments
+    "max_tokens": float("inf"),  # texts of any length are read in segments
     "modalities": ["audio", "text"],
     "similarity_fn_name": "cosine",
     "use_instructions": False,
 }
-PUBLISHED = {
+PUBLISHED_FACTS = {
     "embed_dim": 768,
-    "license": "mit",  # CLaMP 3's, not MERT's: see above
+    "license": "mit",  # of CLaMP 3, not of MERT: see above
     "n_parameters": 457_896_960 + MERT_PARAMETERS,
     "open_weights": True,
     "public_training_code": "https://github.com/sanderwood/clamp3",
@@ -68,18 +70,18 @@ PUBLISHED = {
   archivePrefix = {arXiv}
 }""",
 }
-MINI = {
+MINI_FACTS = {
     "embed_dim": 192,
     "languages": ["eng-Latn", "deu-Latn", "fra-Latn", "spa-Latn", "ita-Latn", "zho-Hans", "jpn-Jpan"],
     "license": "mit",
     "n_parameters": 11_201_985,
     "open_weights": True,
-    "public_training_code": None,  # it is in this repository, which states no address
+    "public_training_code": None,  # it is in this repository
     "public_training_data": "https://github.com/cuthbertLab/music21",
     "release_date": None,
     "training_datasets": set(),  # neither music21's corpus nor OpenScore is a data set of mteb
 }
-UNKNOWN = dict.fromkeys(("embed_dim", "languages", *PUBLISHED))
+UNKNOWN_FACTS = dict.fromkeys(("embed_dim", "languages", *PUBLISHED_FACTS))
 
 
 class CLaMP3MTEB:
@@ -87,7 +89,7 @@ class CLaMP3MTEB:
 
     Attributes:
         encoder: the CLaMP3Encoder.
-        mteb_model_meta: the ModelMeta that mteb writes beside the results.
+        mteb_model_meta: the ModelMeta that mteb writes next to the results.
     """
 
     def __init__(
@@ -106,15 +108,15 @@ class CLaMP3MTEB:
         Args:
             model_name: a name of `NAMES`, or what `CLaMP3Encoder.from_pretrained` takes.
             revision: a branch, tag or commit of the hub, or the SHA-256 that the weights must have.
-            device: where the model runs; None: the best device there is.
-            dtype: torch.bfloat16 or float16 for mixed precision, or its name, as results are filed under it.
+            device: where the model runs; None: the best device.
+            dtype: torch.bfloat16 or float16 for mixed precision, or its name, under which mteb files results.
             encoder: an encoder that is loaded already; see `from_encoder`.
-            variant: what to load if `model_name` does not say it, as for a local folder.
+            variant: the variant to load if `model_name` does not name it, as with a local folder.
             options: other arguments of `CLaMP3Encoder.from_pretrained`, such as `mert`.
 
         Raises:
             FileNotFoundError: the weights are not there and cannot be fetched; the message says what to do.
-            InputError: the weights are damaged, or not those of the revision.
+            InputError: the weights are damaged, or their SHA-256 is not the revision.
         """
         variant = variant or VARIANTS.get(str(model_name), model_name)
         expected = revision if SHA256.fullmatch(revision or "") else None
@@ -122,9 +124,9 @@ class CLaMP3MTEB:
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.encoder = encoder or CLaMP3Encoder.from_pretrained(variant, device, dtype, branch, **options)
         self.mteb_model_meta = clamp3_meta(variant, self.encoder, branch)
-        found = self.encoder.space["weights_sha256"]
-        if expected not in (None, found):
-            raise InputError(f"{show(model_name)}: expected weights of SHA-256 {expected}, got {found}")
+        digest = self.encoder.space["weights_sha256"]
+        if expected not in (None, digest):
+            raise InputError(f"{show(model_name)}: expected weights of SHA-256 {expected}, got {digest}")
 
     @classmethod
     def from_encoder(cls, encoder: CLaMP3Encoder) -> "CLaMP3MTEB":
@@ -149,16 +151,16 @@ class CLaMP3MTEB:
 
         Args:
             inputs: batches with the texts of a task under "text", or its recordings under "audio", or both.
-            task_metadata: not used. CLaMP 3 reads the queries and documents of every task alike.
+            task_metadata: not used. CLaMP 3 reads the queries and documents of all tasks in the same way.
             hf_split: not used.
             hf_subset: not used.
             prompt_type: not used.
             show_progress_bar: shows how many batches are done.
             precision: the type of the vectors, which is always float32.
-            kwargs: not used. mteb passes its `batch_size` here, and `inputs` comes in batches of this size.
+            kwargs: not used. mteb passes its `batch_size` here, and `inputs` already has batches of this size.
 
         Returns:
-            float32 [N, D], unit rows.
+            Unit vectors, float32 [N, D].
 
         Raises:
             InputError: a batch holds neither texts nor recordings, or holds images or videos; a recording cannot be
@@ -172,7 +174,7 @@ class CLaMP3MTEB:
         return np.concatenate(vectors)
 
     def _encode_batch(self, batch: Mapping[str, Any]) -> np.ndarray:
-        if any(name in batch for name in FOREIGN) or not ("text" in batch or "audio" in batch):
+        if any(name in batch for name in FOREIGN_COLUMNS) or not ("text" in batch or "audio" in batch):
             raise InputError(f"expected batches of text, audio or both, got the columns {', '.join(sorted(batch))}")
         vectors = []
         if "text" in batch:
@@ -182,29 +184,33 @@ class CLaMP3MTEB:
         return vectors[0] if len(vectors) == 1 else normalize(sum(vectors))[0]
 
     def similarity(self, embeddings1: Vectors, embeddings2: Vectors) -> torch.Tensor:
-        """Cosines of all pairs of vectors [A, D] or [D] and [B, D] or [D]: float32 [A, B]."""
+        """Computes the cosines of all pairs of vectors, [A, D] or [D] and [B, D] or [D].
+
+        Returns:
+            float32 [A, B].
+        """
         return torch.from_numpy(self.encoder.similarity(embeddings1, embeddings2))
 
     def similarity_pairwise(self, embeddings1: Vectors, embeddings2: Vectors) -> torch.Tensor:
-        """Cosines of the pairs of two lists of vectors [N, D]: float32 [N]."""
+        """Computes the cosines float32 [N] of the vectors [N, D] of one list with those of another, in pairs."""
         return torch.from_numpy(self.encoder.similarity_pairwise(embeddings1, embeddings2))
 
 
 def clamp3_meta(
     variant: str | Path, encoder: CLaMP3Encoder | None = None, revision: str | None = None
 ) -> mteb.models.ModelMeta:
-    """Describes a variant for mteb, which writes this beside the results and can load the model by it.
+    """Describes a variant for mteb, which writes the description next to the results and can load the model by it.
 
     mteb files results by name and revision. A local folder or file is called "local/NAME", and facts that are not
-    known of it, such as its languages, are None.
+    known about it, such as its languages, are None.
 
     Args:
-        variant: "saas", "c2", "mini", or what else `CLaMP3Encoder.from_pretrained` takes.
-        encoder: the loaded variant, for the number of its parameters, its dimension and its hash.
-        revision: a branch, tag or commit of the hub; None: the SHA-256 of the encoder's weights, if there is one.
+        variant: "saas", "c2", "mini", or anything else that `CLaMP3Encoder.from_pretrained` takes.
+        encoder: the loaded variant, which gives the number of parameters, the dimension and the hash.
+        revision: a branch, tag or commit of the hub; None: the SHA-256 of the encoder's weights, if it is given.
     """
     variant = str(variant)
-    facts = OF_ALL | {"revision": revision} | _facts(variant)
+    facts = COMMON_FACTS | {"revision": revision} | _facts(variant)
     if encoder:
         facts["revision"] = revision or encoder.space["weights_sha256"]
         facts["embed_dim"], facts["n_parameters"] = encoder.dimension, _parameters(encoder)
@@ -215,16 +221,16 @@ def clamp3_meta(
 
 
 def _facts(variant: str) -> dict[str, Any]:
-    """What is known of a variant without its weights."""
+    """The facts about a variant that are known without its weights."""
     if variant in ("saas", "c2"):
         text_model = mteb.get_model_meta("FacebookAI/xlm-roberta-base")  # the text encoder was trained from it
-        return PUBLISHED | {"name": NAMES[variant], "languages": text_model.languages}
+        return PUBLISHED_FACTS | {"name": NAMES[variant], "languages": text_model.languages}
     if variant == "mini":
-        return MINI | {"name": NAMES[variant]}
+        return MINI_FACTS | {"name": NAMES[variant]}
     if HUB_NAME.fullmatch(variant) and not Path(variant).exists():
-        return UNKNOWN | {"name": variant, "reference": f"https://huggingface.co/{variant}"}
+        return UNKNOWN_FACTS | {"name": variant, "reference": f"https://huggingface.co/{variant}"}
     path = Path(variant).resolve()
-    return UNKNOWN | {"name": f"local/{path.name}", "loader_kwargs": {"variant": str(path)}}
+    return UNKNOWN_FACTS | {"name": f"local/{path.name}", "loader_kwargs": {"variant": str(path)}}
 
 
 def _parameters(encoder: CLaMP3Encoder) -> int:
@@ -234,13 +240,13 @@ def _parameters(encoder: CLaMP3Encoder) -> int:
 
 
 def _changes(encoder: CLaMP3Encoder) -> dict[str, str] | None:
-    """The options that change the vectors. mteb files results with such options apart."""
+    """The options that change the vectors. mteb files results with such options separately."""
     changes = {"dtype": encoder.precision, "mert": dict(encoder.pretrained).get("mert")}
     return {name: str(value) for name, value in changes.items() if value not in (None, "float32")} or None
 
 
 def _undecoded(inputs: DataLoader) -> DataLoader:
-    """The same batches with recordings as files, since datasets can decode them with torchcodec only."""
+    """The same batches with recordings as files, because datasets decodes them only with torchcodec."""
     dataset = inputs.dataset
     if not isinstance(dataset, Dataset) or not isinstance(dataset.features.get("audio"), Audio):
         return inputs

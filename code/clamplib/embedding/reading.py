@@ -1,25 +1,28 @@
-"""Whatever somebody has at hand -> what the encoders read: text, ABC or MTF, or a recording's features.
+"""Reads whatever somebody has at hand into what the encoders take. Every door of the library reads through here.
 
 | item | modality |
 | --- | --- |
 | a str | text |
-| a path (pathlib.Path, or a tune of a file: see scores.Tune) | what its suffix says |
-| bytes | given beside it: text, score, midi, audio or image |
+| a path (pathlib.Path, or a tune of a file: see score_files.Tune) | what its suffix says |
+| bytes | named by the caller: text, score, midi, audio or image |
 | a mido.MidiFile | midi |
 | a music21 stream | score |
 | a Waveform | audio |
 | an audio row of a data set: {"array": …, "sampling_rate": …} | audio |
-| an array or tensor of numbers, with the modality audio beside it | features of audio [..., T, H] |
+| an array or tensor of numbers, with the modality audio named | features of audio [..., T, H] |
 
-A str with the modality score or midi is ABC or MTF. Conversion happens in memory. An image is encoded by its caption,
-which an encoder has made where it was given a captioner (see captions).
+A str with the modality score or midi is ABC or MTF. Scores and MIDI are converted in memory. ABC that is interleaved is
+never converted again. Other ABC is read as found, or converted like a score where the variant asks for it (by the field
+`abc` of its config.json). An image is encoded by its caption, which the encoder's captioner writes (see `captions`).
 """
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import mido
 import numpy as np
@@ -27,27 +30,146 @@ import numpy as np
 from clamplib import audio as sound
 from clamplib.audio import Waveform
 from clamplib.audio.spectral import recording_features
+from clamplib.embedding.sequences import audio_frames, symbolic_patches
 from clamplib.files import InputError, load_array, show
 from clamplib.formats.mtf import FIRST_WORD, midi_to_mtf, parse_midi
-from clamplib.formats.notation import FIELD, abc_to_xml, alone, interleave, reason, split_tunes, xml_to_abc
-from clamplib.formats.score_files import SCORE_SUFFIXES, Tune, decode_text, read_text, score_to_abc
+from clamplib.formats.notation import (
+    FIELD,
+    abc_to_xml,
+    interleave,
+    running_converter,
+    split_tunes,
+    summarize_error,
+    xml_to_abc,
+)
+from clamplib.formats.patchilizer import M3Patchilizer
+from clamplib.formats.score_files import SCORE_SUFFIXES, Tune, decode_text, read_text, score_text, score_to_abc
+from clamplib.jobs import Outcome, run_in_turn, run_jobs
+
+if TYPE_CHECKING:  # which brings transformers; processes that only read do without it
+    from clamplib.models.geometry import Geometry
+
+logger = logging.getLogger(__name__)
 
 MODALITIES = ("text", "score", "midi", "audio", "image")
-TEXT_SUFFIXES, MIDI_SUFFIXES, FEATURE_SUFFIXES = (".txt",), (".mid", ".midi", ".mtf"), (".npy",)
+TEXT_SUFFIXES = (".txt",)
+MIDI_SUFFIXES = (".mid", ".midi", ".mtf")
+FEATURE_SUFFIXES = (".npy",)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SEQUENCE_SUFFIXES = (".txt", ".abc", ".mtf", ".npy")  # what the extraction scripts take
+SUFFIXES = (*TEXT_SUFFIXES, *SCORE_SUFFIXES, *MIDI_SUFFIXES, *sound.RECORDING_SUFFIXES)  # of a collection's files
 BLIP_REPO = "Salesforce/blip-image-captioning-base"  # on the hub: what writes the captions of images
 STREAM_MARK = "isStream"  # of music21's streams, which are slow to import
 DECODER_MARK = "get_all_samples"  # of torchcodec's decoder, which data sets hold for a row of audio
 FOREIGN_MARKS = (STREAM_MARK, DECODER_MARK)
-SUFFIXES = (*TEXT_SUFFIXES, *SCORE_SUFFIXES, *MIDI_SUFFIXES, *sound.SUFFIXES)  # of a collection's files
+AS_FOUND, CONVERTED = "as found", "converted"  # how notes in ABC were read that is not interleaved
+
+FEW = 16  # items to convert for which starting processes is not worth it
+MANY = 1000  # items to read as found for which it is
+READ_AHEAD = 512  # items that are read before the model takes them
+NAMED = 3  # files in a warning
 
 
 @dataclass(frozen=True)
-class Input:
-    """What an encoder reads: a text, interleaved ABC or MTF, or for audio features float32 [..., T, H]."""
+class Content:
+    """What an item holds: a text, ABC or MTF, or for audio the features float32 [..., T, H]."""
 
     modality: str  # one of MODALITIES
     value: str | np.ndarray
+    notes: str = ""  # AS_FOUND or CONVERTED for ABC that is not interleaved
+
+
+class Reading(NamedTuple):
+    """An item as one of the encoders takes it."""
+
+    encoder: str  # "text", "symbolic" or "audio"
+    sequence: (
+        str | np.ndarray
+    )  # patches uint8 [n, S], frames float32 [n, H], or a text, which the model's side tokenizes
+    notes: str = ""  # as of Content
+    cut: int = 0  # patches that lost their end because a bar was too long
+
+
+class Reader:
+    """Reads items into sequences. It is small, so that it can be sent to other processes."""
+
+    def __init__(self, patch_size: int, patch_length: int, audio_size: int, abc: str = ""):
+        """Takes sizes of a Geometry, and `abc`, which says how it wants ABC that is not interleaved."""
+        self.patchilizer = M3Patchilizer(patch_size, patch_length)
+        self.audio_size, self.abc = audio_size, abc
+
+    @classmethod
+    def of(cls, geometry: "Geometry") -> "Reader":
+        """The reader for a model of these sizes."""
+        return cls(geometry.patch_size, geometry.patch_length, geometry.audio_hidden_size, geometry.abc)
+
+    def __call__(self, item: Any, modality: str | None = None) -> Reading:
+        """Reads an item. InputError says why it cannot be, and names its file if it is one."""
+        try:
+            return self.sequence(read_item(item, modality, self.abc))
+        except InputError as error:
+            if isinstance(item, os.PathLike) and show(item) not in str(error):
+                raise InputError(f"{show(item)}: {error}") from error
+            raise
+
+    def sequence(self, content: Content) -> Reading:
+        """The sequence of what an item holds."""
+        if content.modality == "text":
+            return Reading("text", content.value)
+        if content.modality == "audio":
+            return Reading("audio", audio_frames(content.value, self.audio_size))
+        patches = symbolic_patches(content.value, self.patchilizer)
+        return Reading("symbolic", patches, content.notes, self.patchilizer.count_cut(patches))
+
+
+def read_ahead(
+    reader: Reader, items: Sequence[Any], modality: str | None = None, *, workers: int | None = None
+) -> Iterator[Outcome]:
+    """Reads items, in other processes while the model is busy, where there are enough to make that worth it.
+
+    Args:
+        modality: of all items; None: what each is.
+        workers: processes; 0 or 1: none but this one; None: by items and cores.
+
+    Yields:
+        Outcomes whose value is a Reading, in no particular order.
+    """
+    read = partial(reader, modality=modality)
+    slow = sum(not _is_read_as_found(item) for item in items)
+    if workers in (0, 1) or workers is None and slow < FEW and len(items) < MANY:
+        return _noted(run_in_turn(read, items), items, reader)
+    return _noted(run_jobs(read, items, workers=workers, at_once=READ_AHEAD), items, reader)
+
+
+def _is_read_as_found(item: Any) -> bool:
+    return isinstance(item, str) or isinstance(item, Path) and item.suffix.lower() in SEQUENCE_SUFFIXES
+
+
+def _noted(outcomes: Iterable[Outcome], items: Sequence[Any], reader: Reader) -> Iterator[Outcome]:
+    """The outcomes; in the end warnings say which ABC was read as found, and how many patches were cut."""
+    found, cut = [], 0
+    for outcome in outcomes:
+        if not outcome.error:
+            cut += outcome.value.cut
+            if outcome.value.notes == AS_FOUND:
+                found.append(outcome.number)
+        yield outcome
+    if found and not reader.abc:  # a variant that asks for it needs no warning
+        names = []
+        for number in sorted(found)[:NAMED]:
+            names.append(show(items[number]) if isinstance(items[number], os.PathLike) else f"item {number}")
+        logger.warning(
+            "ABC that is not interleaved was read as found in %d items: %s%s. preprocessing/abc/batch_xml2abc.py and "
+            "batch_interleaved_abc.py convert it",
+            len(found),
+            ", ".join(names),
+            " and others" if len(found) > NAMED else "",
+        )
+    if cut:
+        room = reader.patchilizer.patch_size - 2
+        logger.warning(
+            "%d bars or messages are longer than the %d characters of a patch: their ends are cut off", cut, room
+        )
 
 
 def is_item(items: Any) -> bool:
@@ -93,7 +215,7 @@ def modality_of(path: str | os.PathLike) -> str:
         ("text", TEXT_SUFFIXES),
         ("score", SCORE_SUFFIXES),
         ("midi", MIDI_SUFFIXES),
-        ("audio", sound.SUFFIXES + FEATURE_SUFFIXES),
+        ("audio", sound.RECORDING_SUFFIXES + FEATURE_SUFFIXES),
         ("image", IMAGE_SUFFIXES),
     ):
         if suffix in suffixes:
@@ -105,7 +227,9 @@ def is_recording(item: Any, modality: str | None = None) -> bool:
     """Whether an item is sound, not the features of sound."""
     if isinstance(item, os.PathLike):
         suffix = Path(item).suffix.lower()
-        return suffix not in FEATURE_SUFFIXES if modality == "audio" else modality is None and suffix in sound.SUFFIXES
+        if modality == "audio":
+            return suffix not in FEATURE_SUFFIXES
+        return modality is None and suffix in sound.RECORDING_SUFFIXES
     return isinstance(item, Waveform) or (isinstance(item, bytes) and modality == "audio")
 
 
@@ -116,29 +240,34 @@ def is_image(item: Any, modality: str | None = None) -> bool:
     return isinstance(item, os.PathLike | bytes) and modality == "image"
 
 
-def read_input(item: Any, modality: str | None = None) -> Input:
-    """An item as the encoders read it, a recording as its spectral features. InputError for what cannot be read."""
+def read_item(item: Any, modality: str | None = None, abc: str = "") -> Content:
+    """Reads what an item holds; of a recording its spectral features.
+
+    Args:
+        modality: one of MODALITIES; None: what the item is (see the head of this module).
+        abc: CONVERTED to convert ABC that is not interleaved; else it is read as found.
+
+    Raises:
+        InputError: the item cannot be read.
+    """
     if modality is not None and modality not in MODALITIES:
         raise InputError(f"expected one of the modalities {', '.join(MODALITIES)}, got {modality!r}")
     if isinstance(item, os.PathLike):
-        modality = modality or modality_of(item)
-        if not Path(item).is_file():
-            raise InputError(f"{show(item)}: there is no such file")
-        return Input(modality, _READERS[modality](item))
+        return _read_file(item, modality or modality_of(item), abc)
     if isinstance(item, Waveform):
-        return Input("audio", recording_features(item))
+        return Content("audio", recording_features(item))
     if isinstance(item, mido.MidiFile):
-        return Input("midi", midi_to_mtf(item))
+        return Content("midi", midi_to_mtf(item))
     if isinstance(item, str):
-        return Input(modality or "text", _of_text(item, modality or "text"))
+        return _of_text(item, modality or "text", abc)
     if isinstance(item, bytes):
         if modality is None:
             raise InputError(f"bytes may be anything: name their modality, one of {', '.join(MODALITIES)}")
-        return Input(modality, _of_bytes(item, modality))
+        return _of_bytes(item, modality, abc)
     if isinstance(item, np.ndarray) and modality == "audio":
-        return Input("audio", item.astype(np.float32))
+        return Content("audio", item.astype(np.float32))
     if hasattr(item, STREAM_MARK):
-        return Input("score", interleave(xml_to_abc(_stream_to_xml(item))))
+        return Content("score", interleave(xml_to_abc(_stream_to_xml(item))))
     raise InputError(
         "expected a text, a path, bytes with a modality, a Waveform, a row of audio, a music21 stream or a mido "
         f"MidiFile, got {_kind(item)}"
@@ -150,28 +279,28 @@ def _kind(item: Any) -> str:
     return type(item).__name__ + keys
 
 
-def _read_text(path: os.PathLike) -> str:
+def _read_file(path: os.PathLike, modality: str, abc: str) -> Content:
+    if not Path(path).is_file():
+        raise InputError(f"{show(path)}: there is no such file")
+    suffix = Path(path).suffix.lower()
+    if modality == "text":
+        return Content("text", _read_utf8(path))
+    if modality == "score":
+        if suffix == ".abc":
+            return _of_abc(score_text(path) if isinstance(path, Tune) else read_text(path), abc)
+        return Content("score", interleave(score_to_abc(path)))
+    if modality == "midi":
+        return _of_text(read_text(path), "midi", abc) if suffix == ".mtf" else Content("midi", midi_to_mtf(path))
+    if modality == "audio":
+        return Content("audio", load_array(path) if suffix in FEATURE_SUFFIXES else recording_features(path))
+    refuse_image(path)
+
+
+def _read_utf8(path: os.PathLike) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{show(path)}: expected UTF-8 text, got other bytes ({error})") from error
-
-
-def _read_score(path: os.PathLike) -> str:
-    try:
-        if not isinstance(path, Tune) and Path(path).suffix.lower() == ".abc":
-            return _abc(read_text(path))
-        return interleave(score_to_abc(path))
-    except InputError as error:
-        raise InputError(str(error) if show(path) in str(error) else f"{show(path)}: {error}") from error
-
-
-def _read_midi(path: os.PathLike) -> str:
-    return _of_text(read_text(path), "midi") if Path(path).suffix.lower() == ".mtf" else midi_to_mtf(path)
-
-
-def _read_audio(path: os.PathLike) -> Any:
-    return load_array(path) if Path(path).suffix.lower() in FEATURE_SUFFIXES else recording_features(path)
 
 
 def refuse_image(image: Any) -> NoReturn:
@@ -181,58 +310,57 @@ def refuse_image(image: Any) -> NoReturn:
     )
 
 
-_READERS = {
-    "text": _read_text,
-    "score": _read_score,
-    "midi": _read_midi,
-    "audio": _read_audio,
-    "image": refuse_image,
-}
-
-
-def _of_text(text: str, modality: str) -> str:
+def _of_text(text: str, modality: str, abc: str) -> Content:
     if modality == "text":
-        return text
+        return Content("text", text)
     if modality == "score":
-        return _abc(text)
+        return _of_abc(text, abc)
     if modality == "midi" and text.startswith(FIRST_WORD):
-        return text
+        return Content("midi", text)
     expected = {"midi": "MTF", "audio": "a recording", "image": "an image"}[modality]
     raise InputError(f"expected {expected}, got the text {text[:40]!r}; for a file give its pathlib.Path")
 
 
-def _of_bytes(data: bytes, modality: str) -> Any:
+def _of_bytes(data: bytes, modality: str, abc: str) -> Content:
     if modality == "audio":
-        return recording_features(data)
+        return Content("audio", recording_features(data))
     if modality == "image":
-        return refuse_image(data)
+        refuse_image(data)
     if modality == "midi" and not data.startswith(FIRST_WORD.encode()):
-        return midi_to_mtf(parse_midi(data, "this MIDI"))
-    if modality == "score" and (data[:2] == b"PK" or b"<" in data.lstrip()[:4]):  # behind a byte order mark
-        return interleave(xml_to_abc(data))
-    return _of_text(decode_text(data, f"this {modality}"), modality)
+        return Content("midi", midi_to_mtf(parse_midi(data, "this MIDI")))
+    if modality == "score" and (data[:2] == b"PK" or b"<" in data.lstrip()[:4]):  # after a byte order mark
+        return Content("score", interleave(xml_to_abc(data)))
+    return _of_text(decode_text(data, f"this {modality}"), modality, abc)
 
 
-def _abc(text: str) -> str:
-    """ABC of any kind as interleaved ABC; what is interleaved already stays as it is."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    music = [line for line in lines if not FIELD.match(line)]
-    whole_lines = any(line.startswith("X:") for line in lines)  # interleaved ABC has no number
-    if music and not whole_lines and all(line.startswith("[V:") for line in music):
-        return text
+def _of_abc(text: str, abc: str) -> Content:
+    """ABC of one tune, interleaved or not."""
+    if is_interleaved(text):
+        return Content("score", text)
+    if abc != CONVERTED:
+        return Content("score", text, AS_FOUND)
     tunes = split_tunes(text)
-    if not tunes:
-        raise InputError("expected a tune of ABC, found none")
-    if len(tunes) > 1:
-        raise InputError(f"expected one tune of ABC, found {len(tunes)}: take them apart with score_files.tunes")
-    return interleave(xml_to_abc(abc_to_xml(tunes[0]).encode()))
+    if len(tunes) != 1:
+        raise InputError(
+            f"expected one tune of ABC, got {len(tunes)}; score_files.list_tunes takes a file of many apart"
+        )
+    return Content("score", interleave(xml_to_abc(abc_to_xml(tunes[0]).encode())), CONVERTED)
+
+
+def is_interleaved(abc: str) -> bool:
+    """Whether every line of music in ABC begins with its voice, as interleaving leaves it."""
+    lines = [line for line in abc.splitlines() if line.strip()]
+    music = [line for line in lines if not FIELD.match(line)]
+    numbered = any(line.startswith("X:") for line in lines)  # interleaved ABC has no number
+    return bool(music) and not numbered and all(line.startswith("[V:") for line in music)
 
 
 def _stream_to_xml(stream: Any) -> bytes:
-    with alone("music21"):
+    with running_converter("music21"):
         from music21.musicxml.m21ToXml import GeneralObjectExporter
 
         try:
             return GeneralObjectExporter(stream).parse()
         except Exception as error:  # music21 raises whatever a broken score leads to
-            raise InputError(f"music21 cannot write this stream as MusicXML, it met {reason(error)}") from error
+            got = summarize_error(error)
+            raise InputError(f"expected a stream that music21 can write as MusicXML, it raised {got}") from error

@@ -1,13 +1,13 @@
-"""CLaMP 3 as a module of sentence-transformers, whose evaluators, losses and trainer then work with it.
+"""CLaMP 3 as a module of sentence-transformers, so that its evaluators, losses and trainer work with CLaMP 3.
 
 model = SentenceTransformer("folder of a variant", trust_remote_code=True)
-vectors = model.encode(["a slow air", Path("air.mid")])  # those of CLaMP3Encoder.encode: float32 [2, D], unit rows
+vectors = model.encode(["a slow air", Path("air.mid")])  # as of CLaMP3Encoder.encode: unit vectors, float32 [2, D]
 
-A folder's modules.json names CLaMP3Module and, after it, sentence-transformers' own Normalize. The library imports a
-class that is not its own only with `trust_remote_code=True`, even if the class is installed and the folder is local.
-Without that option the same model is `SentenceTransformer(modules=[CLaMP3Module.load("folder"), Normalize()])`.
+A folder's modules.json names CLaMP3Module and, after it, sentence-transformers' own Normalize. sentence-transformers
+imports a class of another package only with `trust_remote_code=True`, even if it is installed and the folder is local.
+Without that option, SentenceTransformer(modules=[CLaMP3Module.load("folder"), Normalize()]) makes the same model.
 
-A batch keeps the segments of an item together, so that losses may cut it between items. Shapes: B items, S segments of
+A batch keeps the segments of an item together, so that losses can cut it between items. Shapes: B items, S segments of
 the longest item, L rows of the longest segment.
 """
 
@@ -23,28 +23,30 @@ from transformers import PreTrainedTokenizerBase
 
 from clamplib.embedding.encoder import CLaMP3Encoder, Item
 from clamplib.embedding.encoding import Encoder, clamp3_encoders, segment_spans
-from clamplib.embedding.sequences import pad
+from clamplib.embedding.sequences import text_tokens
 from clamplib.files import InputError, show
-from clamplib.models.checkpoints import Loaded, load_clamp3, save_variant
+from clamplib.models.checkpoints import LoadedModel, load_clamp3, save_variant
+from clamplib.models.encoders import pad
 
 try:
     from sentence_transformers.base.modality import infer_modality
     from sentence_transformers.base.modules import InputModule
 except ImportError as error:
     raise ImportError(
-        'SentenceTransformer needs a package of its own: pip install "clamplib[sentence-transformers]"'
+        "SentenceTransformer needs an extra package; in a clone, run: "
+        'pip install -c constraints.txt -e ".[sentence-transformers]"'
     ) from error
 
-FEATURES = {"text": "input_ids", "symbolic": "input_values", "audio": "input_features"}  # names that the trainer knows
-SEGMENTS = 128  # in one pass of an encoder, so that an item of hours fits the memory
+INPUT_NAMES = {"text": "input_ids", "symbolic": "input_values", "audio": "input_features"}  # as the trainer calls them
+SEGMENTS = 128  # in one pass of an encoder, so that an item of hours fits into memory
 
 
 class CLaMP3Module(InputModule):
-    """Reads texts, scores, MIDI and recordings, and gives their global vectors."""
+    """Reads texts, scores, MIDI and recordings, and computes their global vectors."""
 
     config_keys = ["max_seq_length"]
 
-    def __init__(self, loaded: Loaded):
+    def __init__(self, loaded: LoadedModel):
         super().__init__()
         self.loaded, self.model = loaded, loaded.model
 
@@ -69,12 +71,12 @@ class CLaMP3Module(InputModule):
         Args:
             model_name_or_path: the folder, or its name on the hub.
             subfolder: a folder in it that holds the variant.
-            token: for a private folder on the hub.
-            cache_folder: where files of the hub are kept.
+            token: gives access to a private folder on the hub.
+            cache_folder: the folder for files from the hub.
             revision: a branch, tag or commit of the hub.
             local_files_only: takes files of the hub only from the cache.
-            backend, model_kwargs, processor_kwargs, config_kwargs: refused, since they are for models of transformers.
-            options: ignored; what else SentenceTransformer hands to every module.
+            backend, model_kwargs, processor_kwargs, config_kwargs: refused; they are for models of transformers.
+            options: ignored; other arguments that SentenceTransformer passes to every module.
 
         Raises:
             FileNotFoundError: a file of the variant is not there.
@@ -88,11 +90,13 @@ class CLaMP3Module(InputModule):
             )
         folder = cls.load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
         if folder is None:
-            raise FileNotFoundError(f"{Path(model_name_or_path, subfolder)}: there is no such folder of a variant")
+            raise FileNotFoundError(
+                f"{Path(model_name_or_path, subfolder)}: expected a variant's folder, there is none"
+            )
         return cls(load_clamp3(folder, weights_folder=folder))
 
     def save(self, output_path: str, *args, **options) -> None:
-        """Writes a complete variant, whose weights are the model's to the bit: safetensors in float32."""
+        """Writes the complete folder of a variant, with exactly the model's weights: safetensors in float32."""
         save_variant(output_path, self.model, self.tokenizer, self.loaded.geometry, dtype=torch.float32)
 
     @property
@@ -107,7 +111,7 @@ class CLaMP3Module(InputModule):
 
     @property
     def modalities(self) -> list[str]:
-        """What sentence-transformers may hand over; it has no word for scores and MIDI, which come as paths."""
+        """The modalities that sentence-transformers may pass. It has no name for scores and MIDI, which are paths."""
         return ["text", "audio"]
 
     def get_embedding_dimension(self) -> int:
@@ -118,43 +122,46 @@ class CLaMP3Module(InputModule):
         """Reads items and cuts them into segments.
 
         Args:
-            inputs: items as CLaMP3Encoder takes them. A str that names a recording's file is that recording, as
+            inputs: items as CLaMP3Encoder takes them. A str that is the path of a recording is that recording, as
                 everywhere in sentence-transformers; every other str is a text.
             prompt: words put before each text.
-            options: ignored; what else SentenceTransformer hands to every module.
+            options: ignored; other arguments that SentenceTransformer passes to every module.
 
         Returns:
-            For each encoder that the items need, by its name in FEATURES: its inputs [B, S, L, ...]; their masks
-            [B, S, L] as "NAME_mask"; the share of each segment in its item [B, S] as "NAME_weights". All three are 0
-            where an item has no such segment.
+            For each encoder that the items need, by its name in INPUT_NAMES: its inputs [B, S, L, ...], their masks
+            [B, S, L] as "NAME_mask", and the share of each segment in its item [B, S] as "NAME_weights". All three are
+            0 where an item has no segment.
 
         Raises:
-            InputError: names an item that cannot be read.
+            InputError: an item cannot be read. The message names it.
         """
         items = [self._item(item, prompt) for item in inputs]
-        sequences = {modality: {} for modality in FEATURES}
-        for number, modality, rows in self._reader.read_each(items, workers=1):
-            if modality is None:
-                raise InputError(_named(inputs[number], rows))
-            sequences[modality][number] = rows
-        encoders, features = clamp3_encoders(self.loaded, True), {}
-        for modality, name in FEATURES.items():
+        sequences = {modality: {} for modality in INPUT_NAMES}
+        for number, reading, error in self._reader.read_each(items, workers=1):
+            if error:
+                raise InputError(_named(inputs[number], error))
+            rows = text_tokens(reading.sequence, self.tokenizer) if reading.encoder == "text" else reading.sequence
+            sequences[reading.encoder][number] = rows
+        encoders = clamp3_encoders(self.loaded, True)
+        features = {}
+        for modality, name in INPUT_NAMES.items():
             if sequences[modality]:
-                parts = _segments(sequences[modality], len(items), encoders[modality])
-                features |= zip((name, f"{name}_mask", f"{name}_weights"), parts, strict=True)
+                segments = _segments(sequences[modality], len(items), encoders[modality])
+                features[name], features[f"{name}_mask"], features[f"{name}_weights"] = segments
         return features
 
     def forward(self, features: dict[str, torch.Tensor], **options) -> dict[str, torch.Tensor]:
         """Adds "sentence_embedding" [B, D], not normalized, to what `preprocess` gave."""
-        features["sentence_embedding"] = sum(
-            self._vectors(modality, features[name], features[f"{name}_mask"], features[f"{name}_weights"])
-            for modality, name in FEATURES.items()
-            if name in features and features[f"{name}_weights"].any()  # a loss may have cut all such items off
-        )
+        vectors = 0
+        for modality, name in INPUT_NAMES.items():
+            weights = features.get(f"{name}_weights")
+            if weights is not None and weights.any():  # a loss may have cut off all items of an encoder
+                vectors = vectors + self._vectors(modality, features[name], features[f"{name}_mask"], weights)
+        features["sentence_embedding"] = vectors
         return features
 
     def _vectors(self, modality: str, inputs: torch.Tensor, masks: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The weighted mean of each item's segments [B, D]; 0 for items of other encoders."""
+        """The weighted mean of each item's segments [B, D]. It is 0 for items of other encoders."""
         used = weights > 0
         encode = getattr(self.model, f"get_{modality}_features")
         passes = zip(inputs[used].split(SEGMENTS), masks[used].split(SEGMENTS), strict=True)
@@ -177,22 +184,28 @@ class CLaMP3Module(InputModule):
 def _segments(
     sequences: dict[int, np.ndarray], count: int, encoder: Encoder
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Inputs [B, S, L, ...], masks [B, S, L] and weights [B, S] of the sequences [n, ...] of some of `count` items."""
-    spans = {number: segment_spans(len(rows), encoder.max_length) for number, rows in sequences.items()}
-    cut = [(number, place, span) for number, own in spans.items() for place, span in enumerate(own)]
-    numbers, places, _ = zip(*cut, strict=True)
-    inputs, masks = pad([sequences[number][span.start : span.stop] for number, _, span in cut], encoder.padding)
-    weights = torch.tensor([span.new / len(sequences[number]) for number, _, span in cut])
+    """Inputs [B, S, L, ...], masks [B, S, L] and weights [B, S] of the sequences [n, ...] of some of B items."""
+    numbers = []
+    places = []
+    segments = []
+    weights = []
+    for number, rows in sequences.items():
+        for place, span in enumerate(segment_spans(len(rows), encoder.max_length)):
+            numbers.append(number)
+            places.append(place)
+            segments.append(rows[span.start : span.stop])
+            weights.append(span.new / len(rows))
+    inputs, masks = pad(segments, encoder.padding)
 
     def by_item(values: torch.Tensor) -> torch.Tensor:
         table = values.new_zeros(count, max(places) + 1, *values.shape[1:])
         table[numbers, places] = values
         return table
 
-    return by_item(inputs), by_item(masks), by_item(weights)
+    return by_item(inputs), by_item(masks), by_item(torch.tensor(weights))
 
 
 def _named(item: Item, error: str) -> str:
-    """An error with its item in it: a batch is sorted by length, so that a number would mislead."""
+    """An error that names its item. A batch is sorted by length, so that the item's number would mislead."""
     name = show(item) if isinstance(item, os.PathLike) else reprlib.repr(item)
     return error if name in error else f"{name}: {error}"

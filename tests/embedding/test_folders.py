@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from clamplib.embedding import extraction
-from clamplib.embedding.extraction import extract_files, input_files, read_ahead
-from clamplib.embedding.sequences import MODALITIES, Reader
+from clamplib.embedding import encoding
+from clamplib.embedding.folders import extract_files, input_files
+from clamplib.embedding.reading import SEQUENCE_SUFFIXES
 from clamplib.files import InputError
 from clamplib.models.checkpoints import load_clamp3, load_m3
 
@@ -33,7 +33,7 @@ def inputs(tmp_path):
     return folder
 
 
-def extract(inputs, output, loaded, suffixes=tuple(MODALITIES), **options):
+def extract(inputs, output, loaded, suffixes=SEQUENCE_SUFFIXES, **options):
     return extract_files(input_files(inputs, output, suffixes), inputs, output, loaded, **options)
 
 
@@ -54,7 +54,7 @@ def test_every_input_has_its_output(inputs, tmp_path, loaded):
     assert all(vector.shape == (1, 96) and vector.dtype == np.float32 for vector in found.values())
     space = json.loads((tmp_path / "out/space.json").read_text())
     assert space["kind"] == "clamp3 global"
-    assert set(space) == {"variant", "weights_sha256", "geometry", "library", "kind"}
+    assert set(space) == {"variant", "weights_sha256", "geometry", "library", "kind", "abc"}
     assert not (tmp_path / "out/failures.jsonl").exists()
 
 
@@ -126,7 +126,7 @@ def test_m3_takes_scores_only_and_keeps_time(inputs, tmp_path, tiny_weights, tin
 
 def test_small_chunks_and_workers_change_nothing(inputs, tmp_path, loaded, monkeypatch):
     extract(inputs, tmp_path / "out", loaded)
-    monkeypatch.setattr(extraction, "CPU_CHUNK_ROWS", 7)
+    monkeypatch.setattr(encoding, "CPU_CHUNK_ROWS", 7)
     extract(inputs, tmp_path / "small", loaded, batch_size=1, workers=2)
     expected, found = features(tmp_path / "out"), features(tmp_path / "small")
     assert list(expected) == list(found)
@@ -134,17 +134,9 @@ def test_small_chunks_and_workers_change_nothing(inputs, tmp_path, loaded, monke
         np.testing.assert_allclose(found[name], states, atol=2e-5, rtol=1e-4)
 
 
-def test_pieces_come_in_order_with_or_without_workers(inputs, loaded, tiny_geometry):
-    jobs = [(path, path) for path in input_files(inputs, "elsewhere", MODALITIES)]
-    for workers in (0, 2):
-        pieces = list(read_ahead(jobs, Reader(tiny_geometry, loaded.tokenizer), workers))
-        assert [piece.source for piece in pieces] == [source for source, _ in jobs]
-        assert all(isinstance(piece.rows, np.ndarray) for piece in pieces)
-
-
 def test_outputs_are_no_inputs(inputs, tmp_path, loaded):
     with pytest.raises(InputError, match="other than the input folder"):
-        input_files(inputs, f"{inputs}/../in", MODALITIES)
+        input_files(inputs, f"{inputs}/../in", SEQUENCE_SUFFIXES)
     with pytest.raises(InputError, match=r"b\.npy: .* replaces an input"):
         extract(inputs / "b.npy", inputs, loaded, **GLOBAL)
     extract(inputs, inputs / "out", loaded, **GLOBAL)
@@ -153,9 +145,9 @@ def test_outputs_are_no_inputs(inputs, tmp_path, loaded):
 
 def test_a_missing_input_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
-        input_files(tmp_path / "absent", tmp_path / "out", MODALITIES)
+        input_files(tmp_path / "absent", tmp_path / "out", SEQUENCE_SUFFIXES)
     with pytest.raises(InputError, match=r"\.txt \.abc \.mtf \.npy"):
-        input_files(tmp_path, tmp_path / "out", MODALITIES)
+        input_files(tmp_path, tmp_path / "out", SEQUENCE_SUFFIXES)
 
 
 def test_a_single_file_may_be_the_input(inputs, tmp_path, loaded):

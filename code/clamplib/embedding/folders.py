@@ -1,0 +1,152 @@
+"""Folders of files to folders of features: a .npy for each file, and space.json beside them.
+
+Every door that writes features writes them by `write_features`. Of several processes (see `distributed`) each takes its
+share of the files, and each returns the report of all.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from clamplib.embedding.encoding import clamp3_encoders, encode_each, m3_encoders
+from clamplib.embedding.reading import FEATURE_SUFFIXES, Reader, read_ahead
+from clamplib.files import InputError, atomic_path, is_done, output_paths, show, walk
+from clamplib.jobs import Outcome, Report
+from clamplib.models import distributed
+from clamplib.models.checkpoints import LoadedModel
+from clamplib.models.encoders import M3Model
+from clamplib.space import SPACE_FILE, check_same_space, front_of, read_space, write_space
+
+Source = os.PathLike  # a path, or one tune of a file that holds many
+
+
+def input_files(input_dir: str | Path, output_dir: str | Path, suffixes: Iterable[str]) -> list[Path]:
+    """Finds the files to extract, without those in an output folder below the input folder.
+
+    Raises:
+        InputError: the two are one folder, so that the features would be inputs of the next run; or there are no files.
+    """
+    sources = walk(input_dir, suffixes)
+    root, output = Path(input_dir).resolve(), Path(output_dir).resolve()
+    if root == output:
+        raise InputError(f"{show(output_dir)}: expected an output folder other than the input folder")
+    if root in output.parents:
+        sources = [source for source in sources if output not in source.resolve().parents]
+    return sources
+
+
+def extract_files(
+    sources: Sequence[Path],
+    input_dir: str | Path,
+    output_dir: str | Path,
+    loaded: LoadedModel,
+    *,
+    get_global: bool = False,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> Report:
+    """Writes the features of texts, ABC, MTF and audio features that have none up to date.
+
+    Args:
+        loaded: CLaMP 3, which gives temporal or global features; or M3, which gives temporal ones.
+        get_global: writes one vector [1, D] per file, in place of the hidden states [1, T, H].
+        batch_size: segments of full length in a batch; None: what suits the device.
+        workers: processes that read ahead; None: by files and cores.
+
+    Raises:
+        InputError: before any work, if the output folder holds another space.
+    """
+    m3 = isinstance(loaded.model, M3Model)
+    encoders = m3_encoders(loaded) if m3 else clamp3_encoders(loaded, get_global)
+    space = {**loaded.space, "kind": "m3" if m3 else "clamp3 global" if get_global else "clamp3 temporal"}
+    if any(source.suffix.lower() in FEATURE_SUFFIXES for source in sources):
+        space |= front_of(read_space(input_dir))
+
+    def outcomes(files: Sequence[Path]) -> Iterator[Outcome]:
+        readings = read_ahead(Reader.of(loaded.geometry), files, workers=_own_workers(workers))
+        return encode_each(readings, encoders, loaded.tokenizer, batch_size=batch_size)
+
+    return write_features(outcomes, sources, input_dir, output_dir, space)
+
+
+def _own_workers(workers: int | None) -> int | None:
+    """This process's share of the cores, if it has neighbors."""
+    if workers is None and distributed.world_size() > 1:
+        return (os.cpu_count() or 1) // distributed.world_size()
+    return workers
+
+
+def write_features(
+    outcomes: Callable[[list[Source]], Iterator[Outcome]],
+    sources: Sequence[Source],
+    input_dir: str | Path,
+    output_dir: str | Path,
+    space: dict,
+    *,
+    progress: bool = True,
+) -> Report:
+    """Writes the feature of each source that has none up to date; space.json; and failures.jsonl where there are any.
+
+    Args:
+        outcomes: makes the features of sources: outcomes whose value is an array.
+        sources: below `input_dir`, whose sub-folders are kept.
+        space: of the features.
+
+    Raises:
+        InputError: before any work, if the output folder holds another space, or a feature would replace an input.
+    """
+    targets = output_paths([getattr(source, "alias", source) for source in sources], input_dir, output_dir, ".npy")
+    if both := set(map(os.path.abspath, sources)) & set(map(os.path.abspath, targets)):
+        raise InputError(f"{show(min(both))}: expected an output folder where no feature replaces an input")
+    known = _claim(output_dir, space)
+    share = list(zip(sources, targets, strict=True))[distributed.rank() :: distributed.world_size()]
+    jobs = [job for job in share if not (known and is_done(*job))]
+    report = Report(skipped=len(share) - len(jobs))
+    wanted = [source for source, _ in jobs]
+    quiet = not progress or distributed.rank() > 0 or not jobs
+    for number, feature, error in tqdm(outcomes(wanted), total=len(jobs), unit="file", disable=quiet):
+        source, target = jobs[number]
+        if not error:
+            error = _save(feature, target)
+        if error:
+            report.add_failure(source, error)
+        else:
+            report.done += 1
+    return _gather(report, output_dir)
+
+
+def _save(feature: np.ndarray, target: Path) -> OSError | None:
+    """Writes a feature whole or not at all; returns why it could not."""
+    try:
+        with atomic_path(target) as temporary:
+            np.save(temporary, feature)
+    except OSError as error:
+        return error
+
+
+def _claim(output_dir: str | Path, space: dict) -> bool:
+    """Makes the output folder this space's. Returns whether it was before, so that its features can stay."""
+    found = read_space(output_dir)
+    check_same_space(output_dir, found, "this run", space)
+    distributed.gather(None)  # each process has looked before the first one writes
+    if distributed.rank() == 0:
+        own = Path(output_dir, SPACE_FILE).is_file()
+        if not own or space.keys() - found.keys():
+            write_space(output_dir, {**(found if own else {}), **space})
+    return found is not None
+
+
+def _gather(report: Report, output_dir: str | Path) -> Report:
+    """The report of all processes, written by the first."""
+    whole = Report()
+    for each in distributed.gather(report):
+        whole.done += each.done
+        whole.skipped += each.skipped
+        whole.failures += each.failures
+    whole.failures.sort(key=lambda failure: failure["file"])
+    if distributed.rank() == 0:
+        whole.write(output_dir)
+    return whole
