@@ -1,8 +1,8 @@
-"""What other projects import from a folder of CLaMP 3's code, over the library.
+"""The names that other projects import from CLaMP 3's code, on top of the library.
 
     from clamp3.code.utils import *          # or, with this folder on the path: from utils import *
 
-Everything of config.py is here too. Models, patchilizer and functions take config.py's values as their defaults.
+All settings of config.py are here too. They are the defaults of the models, the patchilizer and the functions.
 """
 
 import random
@@ -44,24 +44,29 @@ globals().update(CONSTANTS)
 
 
 class M3Patchilizer(patchilizer.M3Patchilizer):
-    """The library's, of the configured patch size."""
+    """The library's patchilizer. Its sizes are the configured ones by default."""
 
     def __init__(self, patch_size: int = SETTINGS.PATCH_SIZE, patch_length: int = SETTINGS.PATCH_LENGTH):
         super().__init__(patch_size, patch_length)
 
 
 class M3PatchEncoder(models.M3PatchEncoder):
-    """The library's, of the configured patch size."""
+    """The library's encoder over patches. Its patch size is the configured one by default."""
 
     def __init__(self, config: BertConfig, patch_size: int = SETTINGS.PATCH_SIZE):
         super().__init__(config, patch_size)
 
 
 class CLaMP3Model(models.CLaMP3Model):
-    """The library's, of the configured sizes. Its text encoder begins with the weights of `text_model_name`.
+    """The library's CLaMP 3, of the configured sizes.
 
-    With `load_m3` the symbolic encoder begins with M3's weights if they are there. `global_rank` and `world_size` have
-    no effect: a model finds the other processes by itself.
+    Args:
+        audio_config: transformers' config of the encoder over audio features.
+        symbolic_config: transformers' config of the encoder over patches.
+        global_rank, world_size: have no effect, because a model finds the other processes by itself.
+        text_model_name: a name on the hub or a folder. The text encoder begins with its pretrained weights.
+        hidden_size: the size of the joint space.
+        load_m3: starts the symbolic encoder from the weights of M3, if they are there.
     """
 
     def __init__(
@@ -89,14 +94,14 @@ class CLaMP3Model(models.CLaMP3Model):
 
 
 def _load_text_weights(model: CLaMP3Model, name: str) -> None:
-    """Starts the text encoder from pretrained weights; where there are none at hand, a warning says so."""
+    """Starts the text encoder from pretrained weights. If there are none, a warning says so."""
     try:
         pretrained = AutoModel.from_pretrained(name)
     except OSError as error:
         reason = str(error).partition("\n")[0]
         warnings.warn(
-            f"the text encoder begins with random weights: those of {name} are neither in its folder nor in the cache "
-            f"of huggingface_hub, and could not be fetched ({reason}). Load a checkpoint before you use the model.",
+            f"the text encoder begins with random weights: those of {name} are neither in a folder nor in the cache of "
+            f"huggingface_hub, and could not be fetched ({reason}). Load a checkpoint before you use the model.",
             stacklevel=3,
         )
     else:
@@ -104,9 +109,9 @@ def _load_text_weights(model: CLaMP3Model, name: str) -> None:
 
 
 class ClipLoss(nn.Module):
-    """The contrastive loss under the name and arguments of open_clip's.
+    """The contrastive loss, with the name and the arguments that it has in open_clip.
 
-    The arguments have no effect: features of all processes are always gathered, with their gradient.
+    The arguments have no effect: the features of all processes are always gathered, with their gradient.
     """
 
     def __init__(
@@ -127,13 +132,24 @@ class ClipLoss(nn.Module):
         logit_scale: torch.Tensor | float = SETTINGS.LOGIT_SCALE,
         output_dict: bool = False,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Two sets of features [B, H], row i of one belonging to row i of the other -> the loss, or a dict of it."""
+        """Computes the loss.
+
+        Args:
+            image_features: features [B, H].
+            text_features: features [B, H]; row i belongs to row i of the others.
+            logit_scale: the factor of the dot products.
+            output_dict: returns the loss in a dict, as "contrastive_loss".
+        """
         loss = contrastive_loss(image_features, text_features, logit_scale)
         return {"contrastive_loss": loss} if output_dict else loss
 
 
 def split_data(data: Sequence, eval_ratio: float = SETTINGS.EVAL_SPLIT) -> tuple[list, list]:
-    """Items to train on and items to evaluate on, a share `eval_ratio` drawn by Python's `random`."""
+    """Splits data at random, by Python's `random`.
+
+    Returns:
+        The items to train on, and the items to evaluate on, whose share is `eval_ratio`.
+    """
     shuffled = list(data)
     random.shuffle(shuffled)
     count = int(len(shuffled) * eval_ratio)
@@ -147,11 +163,11 @@ def mask_patches(
 
     Args:
         target_patches: codes [n, S].
-        patchilizer: has no effect; all patchilizers have the same special codes.
-        mode: "train" or "eval", which leaves the patches as they are.
+        patchilizer: has no effect, because all patchilizers have the same special codes.
+        mode: "train", or "eval", which leaves the patches unchanged.
 
     Returns:
-        What M3 reads, int64 [n, S], and where patches are selected, float32 [n] of 0 and 1.
+        The patches that M3 reads, int64 [n, S], and 1 at the selected ones, float32 [n].
     """
     patches = np.asarray(target_patches).astype(np.int64)
     selected = select_patches(len(patches), SETTINGS.M3_MASK_RATIO, random)

@@ -1,3 +1,5 @@
+"""MERT: golden features, every layout of its weights, and the script that extracts its features."""
+
 import importlib.util
 import json
 import os
@@ -17,9 +19,10 @@ from sound import sine, write
 from transformers import HubertConfig, HubertModel
 
 from clamplib.audio import mert as mert_module
+from clamplib.audio import recordings
 from clamplib.audio.mert import load_mert
-from clamplib.embedding import recordings
-from clamplib.embedding.recordings import encode_windows, extract_recordings
+from clamplib.audio.recordings import encode_recordings, encode_windows
+from clamplib.embedding.folders import write_features
 from clamplib.files import InputError
 
 SCRIPT = Path(__file__).parents[2] / "preprocessing/audio/extract_mert.py"
@@ -69,13 +72,15 @@ def test_golden(run, golden, mert_weights, tmp_path):
     expected = np.load(golden / "mert/expected.npz")
     for kind, options in (("all", ()), ("mean", ("--mean_features",))):
         status, out, _ = run(golden / "mert/wav", tmp_path / kind, "--model_path", mert_weights, *options)
-        assert status == 0 and last_line(out) == "6 done, 0 skipped, 0 failed"
+        assert status == 0
+        assert last_line(out) == "6 done, 0 skipped, 0 failed"
         for name in NAMES:
             found = np.load(tmp_path / kind / f"{name}.npy")
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected[f"nocqt/{kind}/{name}"], **TOLERANCE, err_msg=name)
         short = np.load(tmp_path / kind / "short_0s5.npy")  # the reference gave none
-        assert short.shape == (3 if kind == "all" else 1, 1, 64) and np.isfinite(short).all()
+        assert short.shape == (3 if kind == "all" else 1, 1, 64)
+        assert np.isfinite(short).all()
 
 
 def test_every_layout_of_the_weights(own, mert):
@@ -100,13 +105,13 @@ def test_every_weight_is_accounted_for(own):
     state = load_state(own)
     for name in ("encoder.layer_norm.bias", "encoder.pos_conv_embed.conv.weight_g", "masked_spec_embed"):
         torch.save({key: value for key, value in state.items() if key != name}, own / "pytorch_model.bin")
-        with pytest.raises(InputError, match="found none"):
+        with pytest.raises(InputError, match="got none"):
             load_mert(own)
     torch.save({**state, "encoder.cqt.weight": torch.ones(2)}, own / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"encoder.cqt.weight: expected none, found \[2\]"):
+    with pytest.raises(InputError, match=r"encoder.cqt.weight: expected none, got \[2\]"):
         load_mert(own)
     torch.save({**state, "encoder.layer_norm.bias": torch.ones(2)}, own / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"encoder.layer_norm.bias: expected \[64\], found \[2\]"):
+    with pytest.raises(InputError, match=r"encoder.layer_norm.bias: expected \[64\], got \[2\]"):
         load_mert(own)
 
 
@@ -129,21 +134,23 @@ class Malice:
         return os.mkdir, ("malice",)
 
 
-def test_weights_that_are_none(own, monkeypatch):
+def test_damaged_weights_are_named(own, monkeypatch):
     monkeypatch.chdir(own)
     path = own / "pytorch_model.bin"
     whole = path.read_bytes()
     for content in (b"", b"words", whole[:1000], whole[:-1000], pickle.dumps(Malice(), 2)):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=f"pytorch_model.bin: expected weights, but these {len(content):,} bytes"):
+        with pytest.raises(
+            InputError, match=f"pytorch_model.bin: expected a checkpoint or weights, got {len(content):,} bytes"
+        ):
             load_mert(own)
-    for content in ([1, 2], {"model": {}}):
+    for content in ([1, 2], {"weight": {}}):
         torch.save(content, path)
-        with pytest.raises(InputError, match="something else"):
+        with pytest.raises(InputError, match="pytorch_model.bin: expected weights, a dict of tensors, got another"):
             load_mert(own)
     assert not Path("malice").exists()
     (own / "model.safetensors").write_bytes(b"words")
-    with pytest.raises(InputError, match="model.safetensors: expected weights"):
+    with pytest.raises(InputError, match="model.safetensors: expected a checkpoint or weights, got 5 bytes"):
         load_mert(own)
     (own / "config.json").write_text("words")
     with pytest.raises(InputError, match="config.json: expected the JSON"):
@@ -178,7 +185,7 @@ def test_what_cannot_be_fetched_is_named(run, golden, tmp_path, monkeypatch):
         assert part in err
     monkeypatch.undo()
     status, _, err = run(golden / "mert/wav", tmp_path / "out", "--model_path", tmp_path / "absent")
-    assert status == 1 and f"{tmp_path}/absent is no folder" in err
+    assert status == 1 and f"{tmp_path}/absent is not a folder" in err
 
 
 def test_equal_windows_are_encoded_together():
@@ -197,7 +204,7 @@ def test_equal_windows_are_encoded_together():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_processes_and_chunks_change_nothing(mert, tmp_path, workers, monkeypatch):
     """Recordings of many lengths, of several pieces and chunks, in any batches, give what each gives alone."""
-    monkeypatch.setattr(recordings, "PIECE_WINDOWS", 2)
+    monkeypatch.setattr(recordings, "PART_WINDOWS", 2)
     monkeypatch.setattr(recordings, "CHUNK_BATCHES", 2)
     folder, expected = tmp_path / "in", {}
     folder.mkdir()
@@ -210,7 +217,8 @@ def test_batches_processes_and_chunks_change_nothing(mert, tmp_path, workers, mo
     (folder / "bad.wav").write_text("words")
     files = sorted(folder.iterdir())
     out = tmp_path / "out"
-    report = extract_recordings(files, folder, out, mert.read, mert.encode, mert.space, batch_size=3, workers=workers)
+    encode = partial(encode_recordings, read=mert.read, encode=mert.encode, batch_size=3, workers=workers)
+    report = write_features(encode, files, folder, out, mert.space)
     assert (report.done, len(report.failures)) == (5, 1)
     for name, feature in expected.items():
         np.testing.assert_allclose(np.load(out / name), feature, atol=1e-5)
@@ -253,7 +261,7 @@ def test_every_input_gets_a_feature_or_a_reason(run, mert_weights, tmp_path):
     assert sorted(found) == [f"{name}.npy" for name in names]
     assert all(np.isfinite(feature).all() and feature.shape == (3, 1, 64) for feature in found.values())
     failures = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
-    reasons = ("expected 17 ms of sound or more, got 10", "not read it as one", "found NaN", "not read it as one")
+    reasons = ("expected 17 ms of sound or more, got 10", "cannot be decoded", "got NaN", "cannot be decoded")
     for failure, name, reason in zip(
         failures, ("10 ms.wav", "empty.ogg", "nan.wav", "words.wav"), reasons, strict=True
     ):
@@ -275,10 +283,8 @@ def test_arguments(run, tmp_path, mert_weights, capsys):
 
 def test_a_model_that_gives_nan_is_a_failure(mert, golden, tmp_path):
     files = [golden / "mert/wav/exact_1s.wav"]
-    encode = partial(np.full, (1, 3, 64), np.nan)
-    report = extract_recordings(
-        files, golden / "mert/wav", tmp_path, mert.read, lambda _: encode(), mert.space, workers=0
-    )
+    silent = partial(encode_recordings, read=mert.read, encode=lambda _: np.full((1, 3, 64), np.nan), workers=0)
+    report = write_features(silent, files, golden / "mert/wav", tmp_path, mert.space)
     assert report.done == 0 and "NaN" in report.failures[0]["error"]
     assert not list(tmp_path.glob("*.npy"))
 

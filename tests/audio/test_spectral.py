@@ -1,4 +1,4 @@
-"""The light front end: what its numbers say of sounds that are known."""
+"""The small front end: its features of known sounds."""
 
 import runpy
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sound import sine, write
 
-from clamplib.audio import Waveform
+from clamplib.audio import WINDOW_SECONDS, Waveform
 from clamplib.audio.spectral import (
     BINS,
     CHROMA_FRAMES,
@@ -16,7 +16,6 @@ from clamplib.audio.spectral import (
     ONSET_LAGS,
     PITCH_CLASSES,
     RATE,
-    SECONDS,
     SIZE,
     recording_features,
     spectral_features,
@@ -24,10 +23,10 @@ from clamplib.audio.spectral import (
 )
 
 SCRIPT = Path(__file__).parents[2] / "preprocessing/audio/extract_spectral.py"
-TIME = np.arange(round(RATE * SECONDS)) / RATE
+TIME = np.arange(round(RATE * WINDOW_SECONDS)) / RATE
 
 
-def tone(midi_pitch, seconds=SECONDS):
+def tone(midi_pitch, seconds=WINDOW_SECONDS):
     return np.sin(2 * np.pi * 440 * 2 ** ((midi_pitch - 69) / 12) * TIME[: round(RATE * seconds)]).astype(np.float32)
 
 
@@ -38,7 +37,7 @@ def note(midi_pitch, seconds):
 
 
 def heard(*sounds):
-    """Of one window: levels [84], transitions [12, 12] twice; of all: pulse [40], recurrence [36]."""
+    """The features of the first window: levels [84], transitions [12, 12] twice, pulse [40], recurrence [36]."""
     features = spectral_features(spectrogram(sounds))[0]
     levels, *transitions, pulse, recurrence = np.split(features, np.cumsum([BINS, 144, 144, len(ONSET_LAGS)]))
     return levels, *(each.reshape(PITCH_CLASSES, PITCH_CLASSES) for each in transitions), pulse, recurrence
@@ -60,7 +59,7 @@ def test_transitions_follow_a_melody_in_any_tempo_and_tuning(seconds, cents):
         assert set(frequent) == expected
 
 
-def test_harmonics_are_no_notes():
+def test_harmonics_are_not_heard_as_notes():
     melody = [sum(note(pitch + above, 0.4) / (1 + above / 12) for above in (0, 12, 19, 24)) for pitch in [60, 62] * 7]
     to_next = heard(np.concatenate(melody)[: len(TIME)])[1]
     assert to_next[[7, 9]].max() < 0.1 * to_next[0, 2]  # the fifths above
@@ -69,12 +68,12 @@ def test_harmonics_are_no_notes():
 @pytest.mark.parametrize("beat", [0.4, 0.6, 1.0])
 def test_pulse_peaks_at_the_beat(beat):
     clicks = np.zeros(len(TIME), dtype=np.float32)
-    for start in np.arange(0, SECONDS - 0.1, beat):
+    for start in np.arange(0, WINDOW_SECONDS - 0.1, beat):
         begin = round(start * RATE)
         clicks[begin : begin + 2000] += tone(72)[:2000] * np.linspace(1, 0, 2000)
     pulse = heard(clicks)[3]
-    behind = ONSET_LAGS > 8  # the lags of one onset with itself
-    lag = ONSET_LAGS[behind][pulse[behind].argmax()] * HOP / RATE
+    others = ONSET_LAGS > 8  # at smaller lags an onset meets itself
+    lag = ONSET_LAGS[others][pulse[others].argmax()] * HOP / RATE
     assert min(lag % beat, beat - lag % beat) < 0.05
 
 
@@ -99,12 +98,14 @@ def test_silence_and_short_sounds_have_finite_features():
     assert not spectral_features(spectrogram([np.zeros(RATE, dtype=np.float32)])).any()
     for count in (1, 100, 5000):
         features = spectral_features(spectrogram([tone(69)[:count], np.zeros(9, np.float32)]))
-        assert features.shape == (2, SIZE) and features.dtype == np.float32 and np.isfinite(features).all()
+        assert features.shape == (2, SIZE)
+        assert features.dtype == np.float32
+        assert np.isfinite(features).all()
         assert not features[1].any()
 
 
 def test_windows_do_not_depend_on_each_other():
-    """But for the tuning, which they share."""
+    """Except for the tuning, which they share."""
     sounds = [tone(60), tone(64, 2.0), tone(67)]
     together = spectrogram(sounds)
     assert together.shape == (3, BINS, 216)
@@ -115,7 +116,7 @@ def test_windows_do_not_depend_on_each_other():
 
 
 def test_recordings_become_features(tmp_path, capsys):
-    """A row for every five seconds, at any sample rate; what is no sound is reported."""
+    """One row per five seconds, at any sample rate. A file that cannot be read is reported."""
     (tmp_path / "in/sub").mkdir(parents=True)
     write(tmp_path / "in/a.wav", tone(60)[None], RATE, "pcm_s16le")
     write(tmp_path / "in/sub/B.FLAC", sine(7.0, 44_100, 220.0, 220.0), 44_100, "flac")

@@ -1,4 +1,4 @@
-"""MusicXML -> ABC -> interleaved ABC -> MusicXML: equal to the reference on golden files; wild, bad input."""
+"""MusicXML -> ABC -> interleaved ABC -> MusicXML: golden files of the reference, real-world input, bad input."""
 
 import gzip
 import io
@@ -65,11 +65,11 @@ def read(path: Path) -> str:
 
 def test_conversions_do_not_depend_on_those_before():
     first, second = (GOLDEN / "xml" / name for name in names("std")[:2])
-    alone = xml_to_abc(second)
+    before = xml_to_abc(second)
     xml_to_abc(first)
     with pytest.raises(InputError):
         xml_to_abc(b"<broken")
-    assert xml_to_abc(second) == alone
+    assert xml_to_abc(second) == before
 
 
 def test_threads_do_not_disturb_each_other():
@@ -116,15 +116,15 @@ def test_xml_is_read_as_it_declares(encoding):
 
 @pytest.mark.parametrize("end", ["|", "||", "|]", ":|", ":||"])
 @pytest.mark.parametrize("start", ["", "|", "||", "|:", "[|", "||:"])
-def test_nothing_is_lost_behind_a_bar_line_written_twice(end, start):
-    """Many a tune in the wild ends a line in a bar line and begins the next one with it."""
+def test_nothing_is_lost_after_a_bar_line_written_twice(end, start):
+    """Many real tunes end a line with a bar line and begin the next line with another."""
     tune = f"X:1\nM:4/4\nL:1/8\nK:C\nC8|D8{end}\n{start}E8|F8|]\n"
     interleaved = interleave(xml_to_abc(abc_to_xml(tune).encode()))
     assert [bar[5:7] for bar in interleaved.splitlines()[4:]] == ["C8", "D8", "E8", "F8"]
 
 
 def test_terms_that_xml2abc_does_not_know_cost_no_note():
-    """As found in OpenScore: a pedal line that is interrupted, one note value equal to another, an old accidental."""
+    """OpenScore has them: an interrupted pedal line, one note value equal to another, an old accidental."""
     note = "<note><pitch><step>D</step><alter>{}</alter><octave>4</octave></pitch><duration>4</duration>{}</note>"
     mark = "<direction><direction-type>{}</direction-type><voice>1</voice></direction>"
     pedals = [mark.format(f"<pedal type='{kind}'/>") for kind in ("start", "discontinue", "resume", "stop", "change")]
@@ -145,14 +145,14 @@ def test_xml_may_begin_with_blank_lines():
     ("data", "message"),
     [
         (b"", "an empty file"),
-        (b"hello", "came b'hello'"),
-        (XML.encode()[:-40], "expected sound MusicXML"),
-        (b"<score-partwise/>", "expected sound MusicXML"),
+        (b"hello", "got b'hello'"),
+        (XML.encode()[:-40], "expected valid MusicXML"),
+        (b"<score-partwise/>", "expected valid MusicXML"),
         (re.sub("<note>.*</note>", "", XML).encode(), "a score with notes"),
-        (b"<mei/>", "kind score-partwise, came <mei>"),
+        (b"<mei/>", "kind score-partwise, got <mei>"),
         (b"<!DOCTYPE x [<!ENTITY a 'b'>]>" + XML.encode(), "declares entities"),
         (("\ufeff<!DOCTYPE x [<!ENTITY a 'b'>]>" + XML).encode("utf-16-le"), "declares entities"),
-        (XML.replace("<duration>4", "<duration>x").encode(), "xml2abc met ValueError"),
+        (XML.replace("<duration>4", "<duration>x").encode(), "xml2abc raised ValueError"),
         (b"PK\3\4broken", "broken one"),
         (zipped({"readme.txt": "no"}), "expected a MusicXML file in the archive"),
         (zipped({"a.xml": XML})[:-10], "broken one"),
@@ -180,7 +180,7 @@ def test_interleaved_lines_hold_a_bar_of_each_voice():
     assert bars == ["C8|[V:2]E8|\n", "D8|][V:2]F8|]\n"]
 
 
-def test_quotes_that_hold_bar_lines_go_and_others_stay():
+def test_only_quotes_with_bar_lines_are_removed():
     abc = 'K:C\nV:1\n"^a|b" C8 | "Am" D8 | "^say \\"hi\\"" E8 |]\n'
     assert interleave(abc) == 'K:C\n[V:1]C8|\n[V:1]"Am" D8|\n[V:1]"^say hi" E8|]\n'
 
@@ -205,10 +205,10 @@ def test_bars_differ():
     assert not bars_differ("no ABC at all")
 
 
-# --- ABC from the wild
+# --- ABC as found
 
 
-def test_file_header_goes_to_every_tune_and_prose_to_none():
+def test_every_tune_gets_the_file_header_and_no_prose():
     abc = (
         "%%scale 1\nA collection of tunes\nM:3/4\n\nX:5\nK:C\nCDE|\n\nFrom my aunt. C D E\n\n"
         "X:7\nK:G\nGAB|\n\nc d e|\nW:la\n"
@@ -238,7 +238,7 @@ def test_bad_abc_is_not_converted(abc, message):
 def test_what_abc2xml_raises_is_an_input_error(monkeypatch):
     abc_to_xml(TUNE)
     monkeypatch.setattr("abctoolkit.abc2xml.mxm.parse", lambda tune: 1 / 0)
-    with pytest.raises(InputError, match="abc2xml met ZeroDivisionError"):
+    with pytest.raises(InputError, match="abc2xml raised ZeroDivisionError"):
         abc_to_xml(TUNE)
 
 
@@ -248,6 +248,6 @@ def test_files_named_in_a_tune_are_not_read(tmp_path):
     assert "secret<" not in abc_to_xml(TUNE.replace("K:C\n", include + "K:C\n"))
 
 
-def test_a_tune_goes_on_behind_any_number_of_blank_lines():
+def test_a_tune_goes_on_after_any_number_of_blank_lines():
     tune = "X:1\nK:D\nABcd|\n\n\nefga|\n \n\nA remark on the tune.\n"
     assert split_tunes(tune) == ["X:1\nK:D\nABcd|\nefga|\n"]

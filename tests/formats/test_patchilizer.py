@@ -1,3 +1,5 @@
+"""Patches: golden ones of the reference, truncation, and texts without a bar."""
+
 import hashlib
 import json
 import random
@@ -38,10 +40,11 @@ def text_of(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
-def test_patches_are_the_golden_ones(case, patchilizer, expected):
+def test_patches_equal_golden(case, patchilizer, expected):
     name, text = case["name"], text_of(case)
     plain = patchilizer.encode_array(text)
-    assert plain.dtype == np.uint8 and plain.shape == (case["n_plain"], 64)
+    assert plain.dtype == np.uint8
+    assert plain.shape == (case["n_plain"], 64)
     assert np.array_equal(plain[: case["plain_stored_rows"]], expected[f"{name}/plain"])
     decoded = patchilizer.decode(plain)
     assert decoded.startswith(case["decode_head"])
@@ -54,7 +57,7 @@ def test_patches_are_the_golden_ones(case, patchilizer, expected):
     assert len(truncated) == case["n_truncated"]
 
 
-def test_encode_gives_the_same_as_lists(patchilizer):
+def test_encode_gives_lists(patchilizer):
     lists = patchilizer.encode(LONG, add_special_patches=True, truncate=True)
     assert lists == patchilizer.encode_array(LONG, add_special_patches=True, truncate=True).tolist()
     assert isinstance(lists[0][0], int)
@@ -68,7 +71,8 @@ def test_random_truncation_draws_head_tail_and_windows(patchilizer):
         starts.append(whole.index(kept[1]) - 1)
         assert kept == whole[starts[-1] : starts[-1] + 512]
     last = len(whole) - 512
-    assert 70 < starts.count(0) < 130 and 70 < starts.count(last) < 130
+    assert 70 < starts.count(0) < 130
+    assert 70 < starts.count(last) < 130
     assert 70 < sum(0 < start < last for start in starts) < 130
 
 

@@ -1,4 +1,4 @@
-"""config.py, read by hand, by `import *`, by sed, and through `--config`."""
+"""config.py: its values, line 66, and files of other values."""
 
 import ast
 import shutil
@@ -91,7 +91,9 @@ def test_a_file_of_other_values(utils, tmp_path, monkeypatch):
     )
     monkeypatch.chdir("/")
     settings = utils.load_settings(tmp_path / "my.py")
-    assert settings.M3_HIDDEN_SIZE == 128 and settings.LOGIT_SCALE == 2 and settings.PATCH_SIZE == 64
+    assert settings.M3_HIDDEN_SIZE == 128
+    assert settings.LOGIT_SCALE == 2
+    assert settings.PATCH_SIZE == 64
     assert settings.M3_TRAIN_FOLDERS == [str(tmp_path / "music"), "/other"]
     assert settings.CLAMP3_WEIGHTS_PATH == str(tmp_path / "out/my.pth")
     assert settings.TEXT_MODEL_NAME == str(tmp_path / "text")

@@ -1,4 +1,4 @@
-"""What a recording may be: a file, the bytes of one, or sound at hand. Their decoding is in `audio`."""
+"""Recordings: files, the bytes of files, or samples in memory. `decoding` reads all of them."""
 
 import os
 from typing import NamedTuple
@@ -7,11 +7,12 @@ import numpy as np
 
 from clamplib.files import show
 
-SUFFIXES = tuple(".wav .mp3 .flac .ogg .oga .opus .m4a .aac .aif .aiff .wma .mp4 .webm".split())
+RECORDING_SUFFIXES = tuple(".wav .mp3 .flac .ogg .oga .opus .m4a .aac .aif .aiff .wma .mp4 .webm".split())
+WINDOW_SECONDS = 5.0  # the length of the windows from which both front ends make a frame of features
 
 
 class Waveform(NamedTuple):
-    """Sound at hand: float samples [n] or [channels, n], and their rate in Hz."""
+    """Sound in memory: float samples [n] or [channels, n], full scale being 1, and their rate in Hz."""
 
     samples: np.ndarray
     rate: int
@@ -21,5 +22,5 @@ Recording = str | os.PathLike | bytes | Waveform
 
 
 def recording_name(recording: Recording) -> str:
-    """What an error calls it."""
+    """Names a recording for an error: its path, or "this recording"."""
     return "this recording" if isinstance(recording, bytes | Waveform) else show(recording)

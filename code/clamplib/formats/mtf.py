@@ -1,12 +1,12 @@
 """MIDI <-> MTF, the MIDI text format that M3 and CLaMP 3 read.
 
-An MTF text is `ticks_per_beat N` and then one line a message of all tracks merged by time: the type, then the
-values in mido's order. The time is a delta in ticks; it comes first in channel messages and last in meta
-messages (`note_on 10 3 60 64` is time, channel, note, velocity; `set_tempo 500000 0` ends in its time). Lines
-are unicode-escaped, so a text message never breaks one.
+An MTF text begins with the line `ticks_per_beat N`. One line per message follows, of all tracks merged by time: the
+type of the message, then its values in mido's order. Times are deltas in ticks. A channel message has its time first
+(`note_on 10 3 60 64` is time, channel, note, velocity), a meta message has it last (`set_tempo 500000 0`). Lines are
+unicode-escaped, so that a text with a line break stays on one line.
 
-Two quirks are kept, since the published weights were trained on data that has them: the delta of a message
-that `m3_compatible` leaves out is not added to the next one, and `unknown_meta` lines do not return to MIDI.
+Two quirks are kept, because the published weights were trained on data that has them: the delta of a message that
+`m3_compatible` leaves out is not added to the next one, and `unknown_meta` lines do not return to MIDI.
 """
 
 import ast
@@ -19,70 +19,98 @@ from mido.messages.specs import SPEC_BY_TYPE
 
 from clamplib.files import InputError, show
 
-FIRST_WORD = "ticks_per_beat"  # of every MTF text
+FIRST_WORD = "ticks_per_beat"  # every MTF text begins with it
 M3_LEFT_OUT = frozenset("text copyright track_name instrument_name lyrics marker cue_marker device_name".split())
 NUMERIC_METAS = "sequence_number channel_prefix midi_port end_of_track set_tempo smpte_offset time_signature".split()
 CHANNEL_FIELDS = {type_: ("time", *spec["value_names"]) for type_, spec in SPEC_BY_TYPE.items()}
-META_FIELDS = {
-    type_: tuple(name for name in vars(mido.MetaMessage(type_)) if name != "type")
-    for type_ in [*M3_LEFT_OUT, *NUMERIC_METAS, "key_signature", "sequencer_specific"]
-}
+
+
+def _meta_fields(type_: str) -> tuple[str, ...]:
+    return tuple(name for name in vars(mido.MetaMessage(type_)) if name != "type")
+
+
+def _template(fields: tuple[str, ...]) -> str:
+    """The %-template of a channel message's values, without its time."""
+    return "".join(f" %({name})s" for name in fields[1:])
+
+
+META_TYPES = [*M3_LEFT_OUT, *NUMERIC_METAS, "key_signature", "sequencer_specific"]
+META_FIELDS = {type_: _meta_fields(type_) for type_ in META_TYPES}
 META_FIELDS["unknown_meta"] = ("type_byte", "data", "time")
-CHANNEL_VALUES = {  # type -> a template for the values behind the time
-    type_: "".join(f" %({name})s" for name in names[1:]) for type_, names in CHANNEL_FIELDS.items()
-}
+CHANNEL_TEMPLATES = {type_: _template(fields) for type_, fields in CHANNEL_FIELDS.items()}
 
 
 def midi_to_mtf(midi: str | Path | mido.MidiFile, m3_compatible: bool = True) -> str:
-    """The MTF of a MIDI file; with `m3_compatible`, without the messages that hold words (M3_LEFT_OUT).
+    """Converts a MIDI file to MTF.
 
-    Raises InputError for what is no MIDI file, is cut short, is of type 2 or counts time in SMPTE frames.
+    Args:
+        midi: the path of a file, or a file that is parsed already.
+        m3_compatible: leaves out the messages that hold words (M3_LEFT_OUT), as in the training data of M3.
+
+    Raises:
+        InputError: the file is not MIDI, is cut short, is of type 2, or counts time in SMPTE frames.
     """
-    name = "this MIDI" if isinstance(midi, mido.MidiFile) else show(midi)
-    if not isinstance(midi, mido.MidiFile):
+    if isinstance(midi, mido.MidiFile):
+        name = "this MIDI"
+    else:
+        name = show(midi)
         midi = parse_midi(Path(midi).read_bytes(), name)
     if midi.type == 2:
-        raise InputError(f"{name}: expected a MIDI file of type 0 or 1, came type 2 (tracks without a common time)")
+        raise InputError(f"{name}: expected a MIDI file of type 0 or 1, got type 2 (tracks without a common time)")
     if midi.ticks_per_beat <= 0:
-        raise InputError(f"{name}: expected a division in ticks per beat, came one in SMPTE frames or zero")
+        raise InputError(f"{name}: expected a division in ticks per beat, got one in SMPTE frames or zero")
     left_out = M3_LEFT_OUT if m3_compatible else frozenset()
     lines = [f"{FIRST_WORD} {midi.ticks_per_beat}"]
-    lines += [_line(delta, message) for delta, message in _merged(midi.tracks) if message.type not in left_out]
+    for delta, message in _merged(midi.tracks):
+        if message.type not in left_out:
+            lines.append(_format_message(delta, message))
     return "\n".join(lines)
 
 
 def mtf_to_midi(text: str) -> mido.MidiFile:
-    """One track in a file of type 1. Raises InputError, naming the line, for what is no MTF."""
+    """Converts MTF to a MIDI file of type 1 with one track.
+
+    Raises:
+        InputError: the text is not MTF. The message names the line.
+    """
     lines = text.split("\n")
     word, _, ticks = lines[0].partition(" ")
     if word != FIRST_WORD or not ticks.strip().lstrip("-").isdecimal():
-        raise InputError(f"expected `{FIRST_WORD} N` in the first line, came {lines[0][:60]!r}")
+        raise InputError(f"expected `{FIRST_WORD} N` in the first line, got {lines[0][:60]!r}")
     track = mido.MidiTrack()
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip() or line.split(" ", 1)[0] == "unknown_meta":
             continue
         try:
-            track.append(_message(line))
+            track.append(_parse_message(line))
         except (ValueError, TypeError, LookupError, SyntaxError) as error:
-            raise InputError(f"line {number}: expected an MTF message, came {line[:60]!r} ({error})") from error
+            raise InputError(f"line {number}: expected an MTF message, got {line[:60]!r} ({error})") from error
     return mido.MidiFile(type=1, ticks_per_beat=int(ticks), tracks=[track])
 
 
 def parse_midi(data: bytes, name: str) -> mido.MidiFile:
-    """The bytes of a MIDI file, parsed. Raises InputError, with `name`, for what mido cannot read."""
+    """Parses the bytes of a MIDI file.
+
+    Args:
+        data: the content of the file.
+        name: what an error calls it.
+
+    Raises:
+        InputError: mido cannot read the bytes.
+    """
     if data[:4] != b"MThd":
-        came = f"{data[:12]!r}" if data else "an empty file"
-        raise InputError(f"{name}: expected a MIDI file (it begins with MThd), came {came}")
+        got = f"{data[:12]!r}" if data else "an empty file"
+        raise InputError(f"{name}: expected a MIDI file (it begins with MThd), got {got}")
     try:
         return mido.MidiFile(file=io.BytesIO(data))
     except EOFError as error:
-        raise InputError(f"{name}: expected whole tracks, came a MIDI file that is cut short") from error
+        raise InputError(f"{name}: expected whole tracks, got a MIDI file that is cut short") from error
     except Exception as error:  # mido raises whatever a broken byte leads to
-        raise InputError(f"{name}: expected sound MIDI, came {type(error).__name__}: {error}") from error
+        raise InputError(f"{name}: expected valid MIDI, got {type(error).__name__}: {error}") from error
 
 
 def _merged(tracks: list[mido.MidiTrack]) -> list[tuple[int, mido.Message]]:
-    """(delta, message) of all tracks in order of time, with one end_of_track."""
+    """Pairs of delta and message, of all tracks in order of time, with one end_of_track."""
     timed = []
     end = 0
     for track in tracks:
@@ -94,14 +122,15 @@ def _merged(tracks: list[mido.MidiTrack]) -> list[tuple[int, mido.Message]]:
         end = max(end, now)
     timed.sort(key=itemgetter(0))
     timed.append((end, mido.MetaMessage("end_of_track")))
-    merged, before = [], 0
+    merged = []
+    before = 0
     for now, message in timed:
         merged.append((now - before, message))
         before = now
     return merged
 
 
-def _line(delta: int, message: mido.Message) -> str:
+def _format_message(delta: int, message: mido.Message) -> str:
     values = vars(message)
     type_ = values["type"]
     if type_ in META_FIELDS:
@@ -109,10 +138,10 @@ def _line(delta: int, message: mido.Message) -> str:
         return " ".join([type_, *words, str(delta)]).encode("unicode_escape").decode("ascii")
     if type_ == "sysex":
         return f"sysex {delta} {list(values['data'])}"
-    return f"{type_} {delta}" + CHANNEL_VALUES[type_] % values
+    return f"{type_} {delta}" + CHANNEL_TEMPLATES[type_] % values
 
 
-def _message(line: str) -> mido.Message | mido.MetaMessage:
+def _parse_message(line: str) -> mido.Message | mido.MetaMessage:
     if "\\" in line or not line.isascii():
         line = line.encode("latin-1", "backslashreplace").decode("unicode_escape")
     type_, _, rest = line.partition(" ")
@@ -127,7 +156,7 @@ def _message(line: str) -> mido.Message | mido.MetaMessage:
 
 
 def _meta_values(type_: str, rest: str) -> list:
-    """The values after the type: a text keeps its spaces, the time stands last."""
+    """The values after the type. A text keeps its spaces; the time comes last."""
     if type_ in NUMERIC_METAS:
         return [float(word) if "." in word else int(word) for word in rest.split()]
     value, _, time = rest.rpartition(" ")

@@ -1,7 +1,7 @@
-"""ABC or MTF text to patches, and back.
+"""ABC or MTF text -> patches, and back.
 
-A patch is `patch_size` codes: begin, the characters of one bar, header line or group of MIDI messages,
-end, padding. Codes 0 to 3 are pad, begin, end and mask; all others are ASCII characters.
+A patch is `patch_size` codes: the begin code, the characters of one bar, header line or group of MIDI messages, the end
+code, and padding. Codes 0 to 3 are pad, begin, end and mask. All others are ASCII characters.
 """
 
 import random
@@ -13,15 +13,20 @@ from unidecode import unidecode
 
 from clamplib.formats.mtf import FIRST_WORD
 
-# The order decides: at any place the first one that matches is the bar line.
+# The order matters: where several match, the first one is the bar line.
 BAR_LINES = ("|:", "::", ":|", "[|", "||", "|]", "|")
-_BAR_LINE = re.compile("(" + "|".join(re.escape(line) for line in BAR_LINES) + ")")
+_BAR_LINE = re.compile("(" + "|".join(map(re.escape, BAR_LINES)) + ")")
 _HEADER_LINE = re.compile(r"[A-Za-z]:|%%")
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
 
 class M3Patchilizer:
-    """Cuts interleaved ABC or MTF into patches of `patch_size` codes, at most `patch_length` a segment."""
+    """Cuts interleaved ABC or MTF into patches, and writes patches as text.
+
+    Args:
+        patch_size: codes per patch.
+        patch_length: the most patches that truncation leaves, which is the length of a segment.
+    """
 
     pad_token_id = 0
     bos_token_id = 1
@@ -41,7 +46,16 @@ class M3Patchilizer:
         random_truncate: bool = False,
         rng: random.Random | None = None,
     ) -> list[list[int]]:
-        """`encode_array` as lists, of another patch size where one is given."""
+        """Encodes a piece like `encode_array`, as lists.
+
+        Args:
+            item: the text of a piece.
+            patch_size: codes per patch, if not those of this patchilizer.
+            add_special_patches, truncate, random_truncate, rng: as for `encode_array`.
+
+        Returns:
+            Patches, int [n, patch_size].
+        """
         if patch_size not in (None, self.patch_size):
             return M3Patchilizer(patch_size, self.patch_length).encode(
                 item, None, add_special_patches, truncate, random_truncate, rng
@@ -56,12 +70,18 @@ class M3Patchilizer:
         random_truncate: bool = False,
         rng: random.Random | None = None,
     ) -> np.ndarray:
-        """Patches of a piece, uint8 [n, patch_size].
+        """Encodes a piece.
 
-        `add_special_patches` puts one patch of begin codes before and one of end codes behind.
-        `truncate` keeps the first `patch_length` patches; `random_truncate` keeps, a third each, the first,
-        the last or a window of them, drawn by `rng`
-        (Python's own when there is none).
+        Args:
+            item: interleaved ABC or MTF.
+            add_special_patches: puts one patch of begin codes before the piece and one of end codes after it.
+            truncate: keeps the first `patch_length` patches.
+            random_truncate: keeps `patch_length` patches: the first ones, the last ones or a random window between
+                them, each in a third of all cases.
+            rng: draws them; by default Python's own generator.
+
+        Returns:
+            Patches, uint8 [n, patch_size].
         """
         texts = self.split(item)
         if add_special_patches:
@@ -73,17 +93,20 @@ class M3Patchilizer:
         return self._pack(texts, self.patch_size)
 
     def split(self, item: str) -> list[str]:
-        """Texts of a piece's patches, before they are cut to the patch size."""
+        """Splits a piece into the texts of its patches, before they are cut to the patch size."""
         lines = _LINE.findall(unidecode(item.replace("L:1/8\n", "")))
         if lines and lines[0].split(" ")[0] == FIRST_WORD:
             return self._split_mtf(lines)
-        return [text for line in lines for text in self._split_abc(line)]
+        texts = []
+        for line in lines:
+            texts += self._split_abc(line)
+        return texts
 
     def split_bars(self, lines: Sequence[str]) -> list[str]:
-        """Bars of lines of music, each with the bar line that closes it. What follows the last bar line is dropped.
+        """Splits lines of music into bars, each with the bar line that closes it.
 
-        Where bar lines follow each other without music between them, they pair up as music and bar line do:
-        the published weights were trained on that.
+        What follows the last bar line is dropped. Two bar lines without music between them pair up as music and its
+        bar line do, because the published weights were trained on that.
         """
         parts = [part for part in _BAR_LINE.split("".join(lines)) if part]
         if len(parts) > 1 and parts[0] in BAR_LINES:
@@ -91,38 +114,40 @@ class M3Patchilizer:
         return [music + bar_line for music, bar_line in zip(parts[::2], parts[1::2], strict=False)]
 
     def bar2patch(self, bar: str, patch_size: int | None = None) -> list[int]:
-        """The patch [patch_size] of one bar, header line or group of messages in ASCII, cut if it is too long."""
+        """Encodes one bar, header line or group of messages in ASCII as a patch [patch_size], cut if it is too long."""
         return self._pack([bar], patch_size or self.patch_size)[0].tolist()
 
     def patch2bar(self, patch: np.ndarray | Sequence[int]) -> str:
-        """Text of one patch, special codes left out."""
+        """Decodes one patch [patch_size] to text, without special codes."""
         return "".join(chr(code) for code in patch if code > self.mask_token_id)
 
     def decode(self, patches: np.ndarray | Sequence[Sequence[int]]) -> str:
-        """Text of patches [n, patch_size], special codes left out."""
+        """Decodes patches [n, patch_size] to text, without special codes."""
         return "".join(map(self.patch2bar, patches))
 
     def count_cut(self, patches: np.ndarray) -> int:
-        """How many of the patches [n, patch_size] lost their end because the bar was too long."""
+        """Counts the patches of [n, patch_size] that lost their end because the bar was too long."""
         return int((patches[:, -1] > self.mask_token_id).sum())
 
     def _split_abc(self, line: str) -> list[str]:
-        """A header line whole, or the bars of a line of music, the last with the line's end."""
+        """A whole header line, or the bars of a line of music, the last of them with a line break."""
         if _HEADER_LINE.match(line):
             return [line]
         bars = self.split_bars(line)
         return [*bars[:-1], bars[-1] + "\n"] if bars else []
 
     def _split_mtf(self, lines: list[str]) -> list[str]:
-        """Groups neighboring messages of one type: the type once, then the values of each after a tab."""
-        texts, last_type, room = [], None, self.patch_size - 2
+        """Groups neighboring messages of one type: the type once, then the values of each message after a tab."""
+        texts = []
+        last_type = None
+        room = self.patch_size - 2  # the begin and end codes take two
         for line in lines:
-            kind, _, values = line.partition(" ")
-            if kind == last_type and len(texts[-1]) + len(values) <= room:
+            type_, _, values = line.partition(" ")
+            if type_ == last_type and len(texts[-1]) + len(values) <= room:
                 texts[-1] = texts[-1].rstrip("\n") + "\t" + values
             else:
                 texts.append(line)
-            last_type = kind
+            last_type = type_
         return texts
 
     def _random_start(self, count: int, rng: random.Random) -> int:

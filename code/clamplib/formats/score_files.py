@@ -1,7 +1,7 @@
-"""Score files of any kind -> standard ABC: MusicXML, ABC from the wild, and what music21 reads.
+"""Score files of any kind -> standard ABC: MusicXML, ABC of any origin, and the formats that music21 reads.
 
-ABC goes by abc2xml, the others by music21, all of them by way of MusicXML. A file that holds many tunes is as many
-sources, so that each is converted, resumed and reported by itself.
+Every score becomes MusicXML first: ABC through abc2xml, the other formats through music21. A file with many tunes is
+many sources, so that each tune is converted, resumed and reported by itself.
 """
 
 import html
@@ -10,26 +10,41 @@ import re
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from clamplib.files import InputError, show
-from clamplib.formats.notation import abc_to_xml, alone, reason, refuse_entities, split_tunes, unzip, xml_to_abc
+from clamplib.formats.notation import (
+    abc_to_xml,
+    refuse_entities,
+    running_converter,
+    split_tunes,
+    summarize_error,
+    unzip,
+    xml_to_abc,
+)
 
 MUSICXML_SUFFIXES = (".xml", ".musicxml", ".mxl")
-TUNEBOOK_SUFFIXES = (".abc", ".krn")  # of files that may hold many tunes
+TUNEBOOK_SUFFIXES = (".abc", ".krn")  # files that may hold many tunes
 MUSIC21_SUFFIXES = (".mei", ".nwc", ".nwctxt", ".rntxt", ".rntext", ".romantext", ".rtxt", ".capx", ".musedata")
 SCORE_SUFFIXES = (*MUSICXML_SUFFIXES, *TUNEBOOK_SUFFIXES, *MUSIC21_SUFFIXES)
-TITLES = {  # how a score says what it is called
+TITLE_PATTERNS = {  # where a score states its title
     ".abc": r"^T:[ \t]*(.+)",
     ".krn": r"^!!!OTL[^:]*:[ \t]*(.+)",
     ".mei": r"<title(?: [^>]*)?>\s*([^<\s][^<]*)",
 } | dict.fromkeys(MUSICXML_SUFFIXES, r"<(?:work|movement)-title>([^<]+)")
 KERN_END = re.compile(r"^\*-(?:\t\*-)*[ \t\r]*\n?", re.M)  # the line that ends all spines
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 
 
 @dataclass(frozen=True)
 class Tune:
-    """One of the tunes of a file that holds many; `number` counts from 1. It has its file's path."""
+    """One tune of a file that holds many.
+
+    Attributes:
+        path: the file, which is also the tune's own path (os.fspath).
+        number: its place in the file, counted from 1.
+    """
 
     path: Path
     number: int
@@ -42,76 +57,103 @@ class Tune:
 
     @property
     def alias(self) -> Path:
-        """The file it would be if it had one of its own: name-0001.abc, so that each has a key of its own."""
+        """The path that the tune would have in a file of its own, name-0001.abc, so that every tune has its own key."""
         name, dot, rest = self.path.name.partition(".")
         return self.path.with_name(f"{name}-{self.number:04d}{dot}{rest}")
 
 
 def score_to_abc(score: Path | Tune) -> str:
-    """A score file of any of SCORE_SUFFIXES, or one tune of it -> standard ABC. Raises InputError."""
+    """Converts a score file to standard ABC.
+
+    Args:
+        score: a file that ends in one of SCORE_SUFFIXES and holds one tune, or one tune of a file.
+
+    Raises:
+        InputError: the score cannot be read, or the file holds several tunes.
+    """
     path = Path(score)
     if path.suffix.lower() in MUSICXML_SUFFIXES:
         return xml_to_abc(path)
     if isinstance(score, Tune):
-        return xml_to_abc(_tune_to_xml(score, _texts(path, path.stat().st_mtime_ns)[score.number - 1]))
-    scores = to_musicxml(path)
+        return xml_to_abc(_tune_to_xml(score, _tune_texts(path, path.stat().st_mtime_ns)[score.number - 1]))
+    scores = score_to_musicxml(path)
     if len(scores) != 1:
-        raise InputError(f"{show(path)}: expected one score, came {len(scores)}; split the file first")
+        raise InputError(f"{show(path)}: expected one score, got {len(scores)}; split the file first")
     return xml_to_abc(scores[0])
 
 
-def to_musicxml(path: str | Path) -> list[bytes]:
-    """A score file of any of SCORE_SUFFIXES -> MusicXML, one a tune. Raises InputError."""
+def score_to_musicxml(path: str | Path) -> list[bytes]:
+    """Converts a score file that ends in one of SCORE_SUFFIXES to MusicXML.
+
+    Returns:
+        One document per tune of the file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in MUSICXML_SUFFIXES:
         data = path.read_bytes()
         return [unzip(data, show(path)) if data[:2] == b"PK" else data]
     if suffix in TUNEBOOK_SUFFIXES:
-        return [_tune_to_xml(path, text) for text in _texts(path, path.stat().st_mtime_ns)]
+        return [_tune_to_xml(path, text) for text in _tune_texts(path, path.stat().st_mtime_ns)]
     return _by_music21(path, path.read_bytes())
 
 
-def tunes(path: Path) -> list[Path | Tune]:
-    """The file itself if it holds one tune (or is bad: its conversion will say why), else its tunes."""
+def list_tunes(path: Path) -> list[Path | Tune]:
+    """Lists the tunes of a score file.
+
+    Returns:
+        The file itself if it holds one tune or cannot be read, in which case its conversion says why; else its tunes.
+    """
     if path.suffix.lower() not in TUNEBOOK_SUFFIXES:
         return [path]
     try:
-        count = len(_texts(path, path.stat().st_mtime_ns))
+        count = len(_tune_texts(path, path.stat().st_mtime_ns))
     except (OSError, InputError):
         count = 1
     return [path] if count == 1 else [Tune(path, number) for number in range(1, count + 1)]
 
 
-def title(score: os.PathLike) -> str | None:
-    """What a score, or one tune of a file, calls itself; None where it does not, or cannot be read."""
-    pattern = TITLES.get(Path(score).suffix.lower())
+def read_title(score: os.PathLike) -> str | None:
+    """Reads the title that a score, or one tune of a file, states. None if it states none or cannot be read."""
+    pattern = TITLE_PATTERNS.get(Path(score).suffix.lower())
+    if not pattern:
+        return None
     try:
-        found = re.search(pattern, score_text(score), re.M) if pattern else None
+        match = re.search(pattern, score_text(score), re.M)
     except (InputError, OSError, IndexError):
         return None
-    return html.unescape(found[1]).strip() or None if found else None
+    return html.unescape(match[1]).strip() or None if match else None
 
 
 def score_text(score: os.PathLike) -> str:
-    """A score, or one tune of a file, as it is written: ABC, kern, MEI, or else as MusicXML. Raises InputError."""
+    """Reads a score, or one tune of a file, in its own notation.
+
+    Returns:
+        ABC, kern or MEI as it is written; a score in any other format as MusicXML.
+
+    Raises:
+        InputError: the score cannot be read.
+    """
     path = Path(score)
     if path.suffix.lower() in TUNEBOOK_SUFFIXES:
-        return _texts(path, path.stat().st_mtime_ns)[getattr(score, "number", 1) - 1]
+        return _tune_texts(path, path.stat().st_mtime_ns)[getattr(score, "number", 1) - 1]
     if path.suffix.lower() == ".mei":
         return read_text(path)
-    data = to_musicxml(path)[0]
-    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    data = score_to_musicxml(path)[0]
+    return data.decode("utf-16" if data[:2] in UTF16_MARKS else "utf-8-sig")
 
 
 @lru_cache(maxsize=1)
-def _texts(path: Path, modified: int) -> list[str]:
-    """The tunes of a file; kept, since a worker often converts one after the other."""
+def _tune_texts(path: Path, modified: int) -> list[str]:
+    """The texts of a file's tunes. The last file's are kept, because a worker often converts them one by one."""
     text = read_text(path)
-    found = split_tunes(text) if path.suffix.lower() == ".abc" else split_kern(text)
-    if not found:
-        raise InputError(f"{show(path)}: expected at least one tune, came none")
-    return found
+    tunes = split_tunes(text) if path.suffix.lower() == ".abc" else split_kern(text)
+    if not tunes:
+        raise InputError(f"{show(path)}: expected at least one tune, got none")
+    return tunes
 
 
 def _tune_to_xml(source: os.PathLike, text: str) -> bytes:
@@ -122,20 +164,38 @@ def _tune_to_xml(source: os.PathLike, text: str) -> bytes:
 
 
 def split_kern(kern: str) -> list[str]:
-    """The sections of a Humdrum file that holds many: each ends where all its spines do."""
+    """Splits a Humdrum file into its pieces. A piece ends where all its spines do."""
     ends = [match.end() for match in KERN_END.finditer(kern)]
-    sections = [kern[a:b] for a, b in zip([0, *ends], [*ends, len(kern)], strict=True)]
-    return [section for section in sections if re.search(r"^\*\*", section, re.M)]
+    pieces = []
+    for start, end in pairwise([0, *ends, len(kern)]):
+        if re.search(r"^\*\*", kern[start:end], re.M):
+            pieces.append(kern[start:end])
+    return pieces
 
 
 def read_text(path: str | Path) -> str:
-    """ABC or kern as found (see decode_text). Raises InputError."""
+    """Reads a text file of any encoding that `decode_text` knows.
+
+    Raises:
+        InputError: the file is empty or binary.
+    """
     return decode_text(Path(path).read_bytes(), show(path))
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """UTF-8, UTF-16 by its mark, else latin-1, as was the custom for ABC. InputError, with `name`, for no text."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    """Decodes UTF-8, UTF-16 with its byte order mark, or else latin-1, in which older ABC is written.
+
+    Args:
+        data: the content of a file.
+        name: what an error calls the file.
+
+    Returns:
+        The text. Its lines end in "\\n".
+
+    Raises:
+        InputError: the data is empty or binary.
+    """
+    if data[:2] in UTF16_MARKS:
         text = data.decode("utf-16")
     else:
         try:
@@ -143,14 +203,14 @@ def decode_text(data: bytes, name: str) -> str:
         except UnicodeDecodeError:
             text = data.decode("latin-1")
     if not text.strip() or "\0" in text:
-        raise InputError(f"{name}: expected text, came {'a binary' if text.strip() else 'an empty'} file")
+        raise InputError(f"{name}: expected text, got {'a binary' if text.strip() else 'an empty'} file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _by_music21(source: os.PathLike, data: bytes) -> list[bytes]:
-    """What music21 reads -> MusicXML; by a copy with a plain name, since music21 expands $ and ~ in names."""
+    """Converts data that music21 reads to MusicXML, from a copy with a plain name: music21 expands $ and ~ in names."""
     refuse_entities(data, show(source))
-    with alone(show(source)), tempfile.TemporaryDirectory() as folder:
+    with running_converter(show(source)), tempfile.TemporaryDirectory() as folder:
         from music21 import converter, stream  # slow to import, and most scores never need it
         from music21.musicxml.m21ToXml import GeneralObjectExporter
 
@@ -163,4 +223,5 @@ def _by_music21(source: os.PathLike, data: bytes) -> list[bytes]:
             scores = list(score.scores) if isinstance(score, stream.Opus) else [score]
             return [GeneralObjectExporter(each).parse() for each in scores]
         except Exception as error:  # music21 raises whatever a broken score leads to
-            raise InputError(f"{show(source)}: music21 cannot read it, it met {reason(error)}") from error
+            got = summarize_error(error)
+            raise InputError(f"{show(source)}: expected a score that music21 can read, it raised {got}") from error

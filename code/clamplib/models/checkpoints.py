@@ -1,22 +1,24 @@
-"""Weights: checkpoints saved and loaded, a variant's weights found (or fetched) and its model loaded.
+"""Weights: finding or fetching those of a variant, loading its model, and saving both checkpoints and variants.
 
-Three kinds of variant: "saas" and "c2", the published ones; "mini", which lies in this package; and a folder, here or
-(as owner/name) on the hub:
+A variant is "saas" or "c2" (the published weights), "mini" (which is part of this package), or a folder on this machine
+or on the hub (by its name, owner/name):
 
     config.json         the geometry (Geometry.to_dict)
-    model.safetensors   CLaMP 3, in half precision or not; it is loaded as float32
-    m3.safetensors      M3, if there is one
+    model.safetensors   CLaMP 3; weights in half precision are loaded as float32
+    m3.safetensors      M3, if the variant has it
     tokenizer.json, tokenizer_config.json
-    modules.json        what sentence-transformers makes of the folder
+    modules.json        the modules that sentence-transformers makes of the folder
 """
 
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -34,26 +36,43 @@ from clamplib.models.geometry import Geometry
 
 MINI = Path(__file__).parents[1] / "mini"
 CLAMP3_REPO, M3_REPO = "sander-wood/clamp3", "sander-wood/clamp2"
-PUBLISHED_SIZES = {  # bytes, by name; None where it is not known
+PUBLISHED_SIZES = {  # bytes, by file name; None where the size is not known
     Geometry().clamp3_weights_name("saas"): 2_571_027_658,
     Geometry().clamp3_weights_name("c2"): 2_571_027_658,
     Geometry().m3_weights_name(): None,
 }
-CONFIG, CLAMP3_WEIGHTS, M3_WEIGHTS = "config.json", "model.safetensors", "m3.safetensors"
-MODULES = "modules.json"
-MODULE_TYPES = {  # for sentence-transformers, by their folders; saved variants carry the names, which never change
+CONFIG_NAME, CLAMP3_WEIGHTS, M3_WEIGHTS = "config.json", "model.safetensors", "m3.safetensors"
+MODULES_NAME = "modules.json"
+MODULE_TYPES = {  # for sentence-transformers, by folder; saved variants contain these names, so they never change
     "": "clamplib.embedding.sentence_transformer.CLaMP3Module",
     "1_Normalize": "sentence_transformers.base.modules.normalize.Normalize",
 }
 PATCH_POSITIONS = "base.embeddings.position_embeddings.weight"  # of the encoder over patches
 HUB_NAME, SHA256 = re.compile(r"[\w.-]+/[\w.-]+"), re.compile("[0-9a-f]{64}")
-HASHED_AT_ONCE = 100_000_000  # bytes; the hash of a larger file is kept beside it
+HASHED_AT_ONCE = 100_000_000  # bytes; the hash of a larger file is kept in a file next to it
+DAMAGE = (  # what reading damaged weights raises
+    SafetensorError,
+    UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
 USE_MINI = "or use --variant mini, which needs no download"
 
 
 @dataclass
-class Loaded:
-    """A model in evaluation mode, and `space`: what tells its vectors from another model's."""
+class LoadedModel:
+    """A model in evaluation mode.
+
+    Attributes:
+        model: CLaMP 3 or M3, in float32 on the CPU.
+        tokenizer: that of CLaMP 3's text encoder; None for M3.
+        geometry: the sizes of the model.
+        space: what identifies the embedding space; see `clamplib.space`.
+    """
 
     model: CLaMP3Model | M3Model
     tokenizer: PreTrainedTokenizerBase | None
@@ -62,7 +81,7 @@ class Loaded:
 
 
 class _NoInit(TorchFunctionMode):
-    """Skips the random weights of a new model, 8 s at the published size: others are loaded at once."""
+    """Skips the random weights of a new model, 8 s at the published size, because saved ones replace them."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -78,21 +97,46 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """Reads a checkpoint, its tensors on the CPU and read from the file as they are used.
+    """Reads a checkpoint.
 
-    InputError for a file that is cut off, damaged or no checkpoint; FileNotFoundError if there is none.
+    Returns:
+        The saved dict, with the entry "model". Its tensors are on the CPU, and are read from the file when used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: the file is cut off, damaged or not a checkpoint.
     """
-    path = Path(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{show(path)}: expected a checkpoint written by torch.save, but these {path.stat().st_size:,} "
-            f"bytes are cut off, damaged or something else ({type(error).__name__}). Fetch or train it anew."
-        ) from error
+    state = _read(Path(path))
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise InputError(f'{show(path)}: expected a checkpoint, a dict with the entry "model"')
+        raise InputError(f'{show(path)}: expected a checkpoint, a dict with the entry "model", got another object')
     return state
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Reads weights by name from a file in safetensors format, a checkpoint, or a state_dict that torch.save wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: the file is cut off, damaged or something else.
+    """
+    state = _read(Path(path))
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{show(path)}: expected weights, a dict of tensors, got another object")
+    return state
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except DAMAGE as error:
+        raise InputError(
+            f"{show(path)}: expected a checkpoint or weights, got {path.stat().st_size:,} bytes that are cut off, "
+            f"damaged or something else ({type(error).__name__})"
+        ) from error
 
 
 def load_clamp3(
@@ -102,13 +146,22 @@ def load_clamp3(
     epoch: int | None = None,
     geometry: Geometry | None = None,
     revision: str | None = None,
-) -> Loaded:
-    """CLaMP 3 with its tokenizer: see the head of this module for `variant`; a .pth file will do too.
+) -> LoadedModel:
+    """Loads CLaMP 3 and its tokenizer.
 
-    Weights of a variant that is no folder lie in `weights_folder` under the name that the geometry gives them, `epoch`
-    picking `..._N.pth`, or under the short name `weights_clamp3_VARIANT.pth` of the model card. Published ones are
-    fetched when they are not there, `revision` naming a branch, tag or commit of the hub. Raises FileNotFoundError or
-    InputError with what to do next.
+    Args:
+        variant: a variant (see the top of this module), the name of weights that you train, or a .pth file.
+        weights_folder: where weights lie that are not a folder, under the name that the geometry gives them or under
+            the short name `weights_clamp3_VARIANT.pth` of the model card. Published ones that are not there are
+            fetched.
+        epoch: takes the checkpoint `..._N.pth` of that epoch.
+        geometry: the sizes of weights that are not a folder. By default they are the published ones.
+        revision: a branch, tag or commit of the hub.
+
+    Raises:
+        FileNotFoundError: the weights are not there and cannot be fetched; the message says what to do.
+        InputError: the weights are damaged or do not fit the geometry.
+        ValueError: an epoch is named for a folder.
     """
     folder = variant_folder(variant) or _fetch_folder(str(variant), revision)
     if folder:
@@ -116,7 +169,7 @@ def load_clamp3(
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     else:
         geometry = geometry or Geometry()
-        names = (geometry.clamp3_weights_name(str(variant)), f"weights_clamp3_{variant}.pth")
+        names = [geometry.clamp3_weights_name(str(variant)), f"weights_clamp3_{variant}.pth"]
         path = _find_weights(variant, names, weights_folder, epoch, CLAMP3_REPO, revision)
         tokenizer = load_tokenizer(geometry)
     with _NoInit():
@@ -132,15 +185,26 @@ def load_m3(
     learning_rate: float = 1e-4,
     batch_size: int = 16,
     mask_ratio: float = 0.45,
-) -> Loaded:
-    """M3 of a folder (or owner/name), of a .pth file, or else the weights that the settings name; no tokenizer."""
+) -> LoadedModel:
+    """Loads M3, which has no tokenizer.
+
+    Args:
+        variant: a folder with M3 in it, a .pth file, or any other name for the weights in `weights_folder`.
+        weights_folder: where weights lie that are not a folder. Published ones that are not there are fetched.
+        geometry: the sizes of weights that are not a folder. By default they are the published ones.
+        learning_rate, batch_size, mask_ratio: settings of the training, which are part of the weights' name.
+
+    Raises:
+        FileNotFoundError: the weights are not there and cannot be fetched; the message says what to do.
+        InputError: the weights are damaged or do not fit the geometry.
+    """
     folder = variant_folder(variant) or _fetch_folder(str(variant), None)
     if folder:
         geometry, path = _folder_weights(folder, M3_WEIGHTS)
     else:
         geometry = geometry or Geometry()
-        name = geometry.m3_weights_name(learning_rate, batch_size, mask_ratio)
-        path = _find_weights(variant, (name,), weights_folder, None, M3_REPO)
+        names = [geometry.m3_weights_name(learning_rate, batch_size, mask_ratio)]
+        path = _find_weights(variant, names, weights_folder, None, M3_REPO)
     with _NoInit():
         model = M3Model.from_geometry(geometry)
     return _loaded(model, path, variant, None, geometry)
@@ -154,44 +218,70 @@ def save_variant(
     m3: M3Model | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Writes a folder that `load_clamp3` and `load_m3` take as a variant, complete in itself."""
+    """Writes a variant's folder, which `load_clamp3` and `load_m3` then need nothing else for.
+
+    Args:
+        folder: the folder; it is made if there is none.
+        model: CLaMP 3.
+        tokenizer: its tokenizer.
+        geometry: its sizes.
+        m3: M3, if the variant shall have it.
+        dtype: the precision in which weights are saved.
+    """
     folder = Path(folder)
     text_config = dict(geometry.text_config or model.text_model.config.to_dict())
-    text_config.pop("_name_or_path", None)  # where it lay when it was trained
-    with atomic_path(folder / CONFIG) as temporary:
-        config = replace(geometry, text_config=text_config).to_dict()
-        temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    modules = [{"idx": n, "name": str(n), "path": p, "type": t} for n, (p, t) in enumerate(MODULE_TYPES.items())]
-    with atomic_path(folder / MODULES) as temporary:
-        temporary.write_text(json.dumps(modules, indent=1) + "\n", encoding="utf-8")
+    text_config.pop("_name_or_path", None)  # a path on the machine where it was trained
+    _write_json(folder / CONFIG_NAME, replace(geometry, text_config=text_config).to_dict())
+    modules = []
+    for number, (path, type_) in enumerate(MODULE_TYPES.items()):
+        modules.append({"idx": number, "name": str(number), "path": path, "type": type_})
+    _write_json(folder / MODULES_NAME, modules)
     tokenizer.save_pretrained(folder)
-    for name, part in ((CLAMP3_WEIGHTS, model), (M3_WEIGHTS, m3)):
-        if part is not None:
-            with atomic_path(folder / name) as temporary:
-                state = {key: value.to("cpu", dtype, copy=True) for key, value in part.state_dict().items()}
-                save_file(state, temporary)
-                temporary.chmod(0o644)  # safetensors lets nobody else read it
+    _write_weights(folder / CLAMP3_WEIGHTS, model, dtype)
+    if m3 is not None:
+        _write_weights(folder / M3_WEIGHTS, m3, dtype)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype) -> None:
+    state = {name: value.to("cpu", dtype, copy=True) for name, value in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def variant_folder(variant: str | Path) -> Path | None:
-    """The folder of a variant that is one, "mini" included."""
-    folder = MINI if variant == "mini" else Path(variant)
-    return folder if folder.is_dir() or variant == "mini" else None
+    """Returns the folder of a variant that is a folder on this machine, such as "mini"; None for any other variant."""
+    if variant == "mini":
+        return MINI
+    folder = Path(variant)
+    return folder if folder.is_dir() else None
 
 
 def load_tokenizer(geometry: Geometry) -> PreTrainedTokenizerBase:
-    """The tokenizer of the geometry's text model, from the hub or its cache."""
-    try:
-        return AutoTokenizer.from_pretrained(geometry.text_model_name)
-    except (OSError, ValueError, HTTPError) as error:
-        raise FileNotFoundError(
-            f"the tokenizer of {geometry.text_model_name} is not in the cache of huggingface_hub and "
-            f"could not be fetched ({_first_line(error)}). Run once with a network, {USE_MINI}."
-        ) from error
+    """Loads the tokenizer of the geometry's text model, from its folder, the hub or the hub's cache.
+
+    Raises:
+        FileNotFoundError: the tokenizer cannot be fetched.
+    """
+    name = geometry.text_model_name
+    if Path(name).is_dir():
+        return PreTrainedTokenizerFast.from_pretrained(name)
+    with fetching(f"the tokenizer of {name}", f"Run once with a network, {USE_MINI}."):
+        return AutoTokenizer.from_pretrained(name)
 
 
 def fit_positions(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights for another number of patches: positions that the model has no more go, new ones are as they begin."""
+    """Fits weights to a model that reads another number of patches.
+
+    Returns:
+        The weights with as many positions as the model has: surplus ones are left out, and new ones keep the values
+        with which the model begins.
+    """
     fitting = dict(state)
     for name, own in model.state_dict().items():
         if name.endswith(PATCH_POSITIONS) and name in state and state[name].shape[1:] == own.shape[1:]:
@@ -201,12 +291,23 @@ def fit_positions(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str,
 
 
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Loads weights strictly; an InputError lists the names and shapes in which file and model differ."""
+    """Loads weights into a model, strictly.
+
+    Args:
+        model: the model.
+        state: its weights by name.
+        source: what an error calls them.
+
+    Raises:
+        InputError: lists the names and shapes in which the weights and the model differ.
+    """
     expected = {name: list(value.shape) for name, value in model.state_dict().items()}
-    found = {name: list(value.shape) for name, value in state.items()}
-    differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
-    if differing:
-        lines = [f"{n}: expected {expected.get(n, 'none')}, found {found.get(n, 'none')}" for n in differing]
+    given = {name: list(value.shape) for name, value in state.items()}
+    lines = []
+    for name in {**expected, **given}:
+        if expected.get(name) != given.get(name):
+            lines.append(f"{name}: expected {expected.get(name, 'none')}, got {given.get(name, 'none')}")
+    if lines:
         more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
         raise InputError(
             f"{show(source)}: these weights are of another geometry than the settings say:\n  "
@@ -216,37 +317,38 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], source: str |
     model.load_state_dict(state)
 
 
-def _loaded(model, path: Path, variant: str | Path, tokenizer, geometry: Geometry) -> Loaded:
-    load_weights(model, _read_weights(path), path)
+def _loaded(
+    model: CLaMP3Model | M3Model,
+    path: Path,
+    variant: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    geometry: Geometry,
+) -> LoadedModel:
+    load_weights(model, read_weights(path), path)
     space = {
         "variant": str(variant),
         "weights_sha256": weights_sha256(path),
         "geometry": geometry.to_dict(),
+        "abc": geometry.abc or "as found",
         "library": __version__,
     }
-    return Loaded(model.float().eval(), tokenizer, geometry, space)
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix != ".safetensors":
-        return load_checkpoint(path)["model"]
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{show(path)}: expected whole weights in safetensors format ({error})") from error
+    return LoadedModel(model.float().eval(), tokenizer, geometry, space)
 
 
 def _folder_weights(folder: Path, name: str, epoch: int | None = None) -> tuple[Geometry, Path]:
+    """The geometry of a variant's folder, and the path of the weights called `name` in it."""
     if epoch is not None:
-        raise ValueError(f"epoch {epoch} was asked for, but the folder {show(folder)} holds one set of weights")
-    for part in (CONFIG, name):
+        raise ValueError(
+            f"expected no epoch for the folder {show(folder)}, which holds one set of weights, got {epoch}"
+        )
+    for part in (CONFIG_NAME, name):
         if not (folder / part).is_file():
             raise FileNotFoundError(f"{show(folder)}: expected a folder of weights with {part} in it")
+    config = folder / CONFIG_NAME
     try:
-        geometry = Geometry.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        return Geometry.from_dict(json.loads(config.read_text(encoding="utf-8"))), folder / name
     except (ValueError, TypeError) as error:
-        raise InputError(f"{show(folder / CONFIG)}: expected the geometry of a model ({error})") from error
-    return geometry, folder / name
+        raise InputError(f"{show(config)}: expected the geometry of a model ({error})") from error
 
 
 def _find_weights(
@@ -257,71 +359,83 @@ def _find_weights(
     repo: str,
     revision: str | None = None,
 ) -> Path:
-    """The file under the first of the names that is there, else the published one of the first name."""
+    """The first of the named files that is in the folder, else the published file of the first name."""
     if Path(variant).suffix == ".pth":
         return Path(variant)
-    name = names[0]
-    path = Path(weights_folder) / name
+    folder = Path(weights_folder)
     if epoch is not None:
-        path, names = path.with_stem(f"{path.stem}_{epoch}"), ()
-    for found in (path, *(path.with_name(other) for other in names)):
-        if found.is_file():
-            return found
-    if path.name not in PUBLISHED_SIZES:
-        raise FileNotFoundError(f"{show(path)}: no such weights. Train them, put them there, {USE_MINI}.")
-    return _fetch(repo, name, path.parent, revision)
+        names = [f"{Path(names[0]).stem}_{epoch}.pth"]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    if names[0] not in PUBLISHED_SIZES:
+        path = show(folder / names[0])
+        raise FileNotFoundError(f"{path}: there are no such weights. Train them, put them there, {USE_MINI}.")
+    return _fetch_published(repo, names[0], folder, revision)
+
+
+@contextmanager
+def fetching(what: str, remedy: str) -> Iterator[None]:
+    """Turns the errors of fetching from the hub into one that says what is missing and what to do.
+
+    Args:
+        what: what is fetched; the message begins with it.
+        remedy: sentences that say what to do. The message ends with them.
+
+    Raises:
+        FileNotFoundError: the block could not fetch it.
+    """
+    try:
+        yield
+    except (OSError, ValueError, HTTPError) as error:
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise FileNotFoundError(
+            f"{what} is not in the cache of huggingface_hub and could not be fetched ({cause}). {remedy}"
+        ) from error
 
 
 def _fetch_folder(name: str, revision: str | None) -> Path | None:
-    """A variant's folder from the hub or its cache, if `name` is one of the hub's (owner/name); checked as `_fetch`."""
+    """A variant's folder from the hub or its cache, its content checked; None if `name` is not a name of the hub."""
     if not HUB_NAME.fullmatch(name) or name.endswith(".pth"):
         return None
-    try:
-        files = ["*.json", "*.safetensors"]
-        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
-    except (OSError, ValueError, HTTPError) as error:
-        raise FileNotFoundError(
-            f"{name} is no folder here, and could not be fetched from the hub ({_first_line(error)}). "
-            f"Name a folder of weights, saas or c2, {USE_MINI}."
-        ) from error
+    with fetching(f"{name} is not a folder here,", f"Name a folder of weights, saas or c2, {USE_MINI}."):
+        patterns = ["*.json", "*.safetensors"]
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
     for path in folder.glob("*.safetensors"):
         _check_content(path)
     return folder
 
 
-def _fetch(repo: str, name: str, folder: Path, revision: str | None = None) -> Path:
-    """A published file from the hub or its cache; resumed where it broke off, its content checked."""
-    try:
-        return _check_content(Path(huggingface_hub.hf_hub_download(repo, name, revision=revision)))
-    except (OSError, HTTPError) as error:
-        size = f" ({PUBLISHED_SIZES[name]:,} bytes)" if PUBLISHED_SIZES[name] else ""
-        raise FileNotFoundError(
-            f"{name}{size} is not in {show(folder)} and could not be fetched from the hub's {repo} "
-            f"({_first_line(error)}). Put the file into {show(folder)}, {USE_MINI}."
-        ) from error
+def _fetch_published(repo: str, name: str, folder: Path, revision: str | None = None) -> Path:
+    """A published file from the hub or its cache, its content checked. An interrupted download is resumed."""
+    size = f" ({PUBLISHED_SIZES[name]:,} bytes)" if PUBLISHED_SIZES[name] else ""
+    with fetching(f"{name}{size} of the hub's {repo}", f"Put the file into {show(folder)}, {USE_MINI}."):
+        path = Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
+    _check_content(path)
+    return path
 
 
-def _check_content(path: Path) -> Path:
-    """The path of a file in the hub's cache. InputError if its content is not the one that the hub has.
+def _check_content(path: Path) -> None:
+    """Raises InputError if a file in the hub's cache has another content than the file on the hub.
 
     The cache keeps a large file under the SHA-256 that the hub states for it.
     """
     stated = path.resolve().name
     if SHA256.fullmatch(stated) and weights_sha256(path) != stated:
         raise InputError(
-            f"{show(path)}: expected the content of SHA-256 {stated}, got another: it is damaged. "
+            f"{show(path)}: expected the content of SHA-256 {stated}, got another: the file is damaged. "
             f"Remove {show(path.resolve())} and run again."
         )
-    return path
 
 
 def weights_sha256(path: str | Path) -> str:
-    """SHA-256 of a file; that of a large one is kept beside it, in NAME.sha256, until the file changes."""
+    """Computes the SHA-256 of a file. A large file's is kept next to it, in NAME.sha256, until the file changes."""
     path = Path(path)
     stat = path.stat()
     if stat.st_size < HASHED_AT_ONCE:
         return sha256(path)
-    kept, state = path.with_name(path.name + ".sha256"), f"{stat.st_size} {stat.st_mtime_ns}"
+    kept = path.with_name(path.name + ".sha256")
+    state = f"{stat.st_size} {stat.st_mtime_ns}"
     try:
         digest, _, kept_state = kept.read_text().partition(" ")
         if kept_state == state:
@@ -332,10 +446,6 @@ def weights_sha256(path: str | Path) -> str:
     try:
         with atomic_path(kept) as temporary:
             temporary.write_text(f"{digest} {state}")
-    except OSError:  # a read-only folder: hashed anew next time
+    except OSError:  # a read-only folder: the file is hashed again next time
         pass
     return digest
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,10 +1,11 @@
 """M3 and CLaMP 3.
 
-Shapes: B pieces, L patches (or tokens or frames), S codes a patch, H hidden size. Masks [B, L] are 1 at what
-is there and 0 at padding. Parameter names are those of the published weights, which load strictly.
+Shapes: B pieces, L patches (or tokens or frames), S codes per patch, H hidden size. Masks [B, L] are 1 at data and 0 at
+padding. Parameter names are those of the published weights, which load strictly.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models.geometry import CHARACTERS, Geometry
 from clamplib.models.loss import contrastive_loss
 
-LENGTH_GROUPS = 8  # a fifth of the decoder's time in training on ABC; more groups gain nothing
+LENGTH_GROUPS = 8  # they cut the decoder's time in training on ABC to a fifth; more groups gain nothing
 MAX_LOGIT_SCALE = 100.0
 PARTS = ("text_model", "text_proj", "symbolic_model", "symbolic_proj", "audio_model", "audio_proj")
 
@@ -34,7 +35,7 @@ PARTS = ("text_model", "text_proj", "symbolic_model", "symbolic_proj", "audio_mo
 class PatchEmbedding(nn.Module):
     """A linear layer over one-hot patches, computed as the sum of S columns of its weight.
 
-    The column of a code is position * 128 + code; padding codes count like all others.
+    The column of a code is position * 128 + code. Padding codes count like all others.
     """
 
     def __init__(self, patch_size: int, hidden_size: int):
@@ -42,10 +43,20 @@ class PatchEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(hidden_size, patch_size * CHARACTERS))
         self.bias = nn.Parameter(torch.zeros(hidden_size))
         self.offsets = nn.Buffer(torch.arange(patch_size) * CHARACTERS, persistent=False)
-        nn.init.normal_(self.weight, std=0.02)  # as BERT's own
+        nn.init.normal_(self.weight, std=0.02)  # as in BERT
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches [B, L, S] of whole numbers below 128 -> [B, L, H]; a ValueError names a code beyond."""
+        """Embeds patches.
+
+        Args:
+            patches: codes from 0 to 127, of any integer type [B, L, S].
+
+        Returns:
+            float [B, L, H].
+
+        Raises:
+            ValueError: a code is out of range. On a GPU this is an assertion of CUDA.
+        """
         codes = patches.long()
         _check_codes(codes)
         rows = (codes + self.offsets).flatten(0, -2)
@@ -59,16 +70,16 @@ def _check_codes(codes: torch.Tensor) -> None:
     if codes.device.type != "cuda":
         if wrong.any():
             value = codes[wrong][0].item()
-            raise ValueError(f"patches hold codes from 0 to {CHARACTERS - 1}, got {value}")
-    else:  # without a wait for the device
-        torch._assert_async(~wrong.any(), f"patches hold codes from 0 to {CHARACTERS - 1}")
+            raise ValueError(f"expected patches with codes from 0 to {CHARACTERS - 1}, got {value}")
+    else:  # does not wait for the device
+        torch._assert_async(~wrong.any(), f"expected patches with codes from 0 to {CHARACTERS - 1}")
 
 
 def _in_published_order(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Puts the position embeddings before the token types, where transformers 4 had them.
+    """Puts the position embeddings before those of token types, where transformers 4 had them.
 
-    Optimizer states number the parameters in their order: without this, training that goes on from
-    published weights would give the one's state to the other.
+    Optimizer states number the parameters in their order. In today's order, training that goes on from published
+    weights would give one parameter the state of the other.
     """
     modules = encoder.embeddings._modules
     for name in ("token_type_embeddings", "LayerNorm", "dropout"):
@@ -86,7 +97,7 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are; inputs are moved there."""
+        """The device of the parameters, to which inputs are moved."""
         return next(self.parameters()).device
 
     @property
@@ -104,20 +115,28 @@ class M3PatchEncoder(Model):
         self.base = _in_published_order(BertModel(config))
 
     def forward(self, input_patches: torch.Tensor, input_masks: torch.Tensor) -> BaseModelOutput:
-        """Patches [B, L, S] and masks [B, L] -> `last_hidden_state` [B, L, H], by name, attribute or index 0."""
+        """Encodes patches.
+
+        Args:
+            input_patches: codes [B, L, S].
+            input_masks: 1 at patches and 0 at padding [B, L].
+
+        Returns:
+            The `last_hidden_state` [B, L, H], by name, attribute or index 0.
+        """
         embedded = self.patch_embedding(input_patches.to(self.device))
         return self.base(inputs_embeds=embedded, attention_mask=input_masks.to(self.device))
 
 
 class M3TokenDecoder(Model):
-    """GPT-2 over the codes of one patch; in place of the begin code it reads the encoder's state."""
+    """GPT-2 over the codes of one patch. In place of the begin code it reads the encoder's state of the patch."""
 
     def __init__(self, config: GPT2Config):
         super().__init__(config)
         self.base = GPT2LMHeadModel(config)
 
     def forward(self, states: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        """Encoder states [N, H] and patches [N, T] -> logits of each next code [N, T, 128]."""
+        """Computes the logits of each next code [N, T, 128], from encoder states [N, H] and patches [N, T]."""
         embedded = self.base.transformer.wte(patches)
         embedded = torch.cat((states[:, None].to(embedded.dtype), embedded[:, 1:]), dim=1)
         masks = (patches != M3Patchilizer.pad_token_id).long()
@@ -125,22 +144,23 @@ class M3TokenDecoder(Model):
 
     @torch.inference_mode()
     def generate(self, patch_feature: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
-        """Gives the probability of each code to come next in a patch.
+        """Computes the probability of each code to come next in a patch.
 
         Args:
             patch_feature: the encoder's state of the patch [H].
-            tokens: the codes that are written so far [n], the begin code first.
+            tokens: the codes that are written so far [n], beginning with the begin code.
 
         Returns:
             Probabilities float32 [128].
         """
-        states, codes = patch_feature.reshape(1, -1).to(self.device), tokens.reshape(1, -1).to(self.device)
+        states = patch_feature.reshape(1, -1).to(self.device)
+        codes = tokens.reshape(1, -1).to(self.device)
         return self(states, codes.long())[0, -1].float().softmax(-1).cpu().numpy()
 
 
 @dataclass
 class M3Output(ModelOutput):
-    """Loss over the N selected patches, and the logits [N, S, 128] of each next code; by name, attribute or index."""
+    """The loss over N selected patches and the logits of each next code [N, S, 128], by name, attribute or index."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -156,6 +176,7 @@ class M3Model(Model):
 
     @classmethod
     def from_geometry(cls, geometry: Geometry) -> "M3Model":
+        """Makes a model with random weights."""
         return cls(geometry.symbolic_config(), geometry.decoder_config())
 
     def forward(
@@ -166,10 +187,15 @@ class M3Model(Model):
         target_patches: torch.Tensor,
         with_logits: bool = True,
     ) -> M3Output:
-        """Cross-entropy of each next code of the patches where `selected_indices` [B, L] is not 0.
+        """Computes the cross-entropy of each next code of the selected patches.
 
-        Without the logits the patches are decoded in groups of like length, which is faster: most of a patch is
-        padding, and the loss is the same without it.
+        Args:
+            input_patches: what the encoder reads [B, L, S].
+            input_masks: 1 at patches and 0 at padding [B, L].
+            selected_indices: not 0 at the selected patches [B, L].
+            target_patches: what the decoder writes [B, L, S].
+            with_logits: returns the logits too. Without them the patches are decoded in groups of similar length.
+                This is faster and gives the same loss, because most of a patch is padding.
         """
         selected = selected_indices.to(self.device).bool()
         states = self.encoder(input_patches, input_masks).last_hidden_state[selected]
@@ -195,12 +221,22 @@ class M3Model(Model):
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> np.ndarray:
-        """The piece, uint8 [n, S], with the patches at `masked_indices` written anew.
+        """Writes patches of a piece.
 
-        Each code is drawn at `temperature` from the `top_k` likeliest (0: all) that make up `top_p` of the
-        probability; `seed` makes the drawing repeatable.
+        Args:
+            patches: the piece [n, S].
+            masked_indices: the patches to write.
+            patchilizer: gives the special codes and the patch size.
+            temperature: of the distribution from which each code is drawn.
+            top_k: draws only from so many of the most likely codes; 0: from all.
+            top_p: draws only from the most likely codes that make up this probability.
+            seed: makes the result repeatable.
+
+        Returns:
+            The piece with the written patches in it, uint8 [n, S].
         """
-        device, rng = self.device, np.random.default_rng(seed)
+        device = self.device
+        rng = np.random.default_rng(seed)
         piece = np.array(patches, dtype=np.uint8)
         piece[masked_indices] = patchilizer.mask_token_id
         inputs = torch.from_numpy(piece).to(device)[None]
@@ -219,7 +255,7 @@ class M3Model(Model):
 
 
 def _next_code_loss(logits: torch.Tensor, codes: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """Logits [N, T, 128] at each code against the code that follows [N, T], padding ignored."""
+    """Cross-entropy of the logits [N, T, 128] at each code against the next of the codes [N, T], without padding."""
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(),
         codes[:, 1:].flatten(),
@@ -230,7 +266,7 @@ def _next_code_loss(logits: torch.Tensor, codes: torch.Tensor, reduction: str = 
 
 def _draw(probabilities: np.ndarray, temperature: float, top_k: int, top_p: float, rng: np.random.Generator) -> int:
     """One code drawn from its probabilities [128]."""
-    import samplings  # here, because importing it silences numpy's division warnings everywhere
+    import samplings  # imported here, because it silences numpy's division warnings everywhere
 
     if top_k:
         probabilities = samplings.top_k_sampling(probabilities, top_k, return_probs=True)
@@ -240,7 +276,7 @@ def _draw(probabilities: np.ndarray, temperature: float, top_k: int, top_p: floa
 
 
 class CLaMP3Model(Model):
-    """Text, symbolic and audio encoders, each averaged over its mask and projected into one space."""
+    """Text, symbolic and audio encoders. Each one's states are averaged over its mask and projected into one space."""
 
     def __init__(
         self,
@@ -266,7 +302,7 @@ class CLaMP3Model(Model):
 
     @classmethod
     def from_geometry(cls, geometry: Geometry) -> "CLaMP3Model":
-        """A model with random weights; fetches the text encoder's config if the geometry has none."""
+        """Makes a model with random weights. Fetches the text encoder's config if the geometry has none."""
         return cls(
             geometry.audio_config(),
             geometry.symbolic_config(),
@@ -278,19 +314,31 @@ class CLaMP3Model(Model):
         )
 
     def set_trainable(self, freeze_list: list[str] | tuple[str, ...]) -> None:
-        """Freezes the named parts (see PARTS) and frees the others."""
+        """Freezes the named parts and makes all others trainable.
+
+        Raises:
+            ValueError: a name is not one of PARTS.
+        """
         unknown = sorted(set(freeze_list) - set(PARTS))
         if unknown:
-            raise ValueError(f"no part is called {', '.join(unknown)}; there are {', '.join(PARTS)}")
+            raise ValueError(f"expected parts among {', '.join(PARTS)}, got {', '.join(unknown)}")
         for part in PARTS:
             getattr(self, part).requires_grad_(part not in freeze_list)
 
     def get_text_features(
         self, text_inputs: torch.Tensor, text_masks: torch.Tensor, get_global: bool = False
     ) -> torch.Tensor:
-        """Token ids [B, L] -> last hidden states [B, L, H], or with `get_global` vectors [B, joint size].
+        """Encodes texts.
 
-        Inputs may be of any type of whole number and masks of any type, on any device; so for all three encoders.
+        Like those of the other encoders, inputs and masks may be of any type and on any device.
+
+        Args:
+            text_inputs: token ids [B, L].
+            text_masks: 1 at tokens and 0 at padding [B, L].
+            get_global: averages the states and projects them into the joint space.
+
+        Returns:
+            The last hidden states [B, L, H], or with `get_global` vectors [B, joint size].
         """
         inputs, masks = text_inputs.to(self.device), text_masks.to(self.device)
         states = self.text_model(input_ids=inputs.long(), attention_mask=masks).last_hidden_state
@@ -299,7 +347,7 @@ class CLaMP3Model(Model):
     def get_symbolic_features(
         self, symbolic_inputs: torch.Tensor, symbolic_masks: torch.Tensor, get_global: bool = False
     ) -> torch.Tensor:
-        """Patches [B, L, S] -> last hidden states [B, L, H], or with `get_global` vectors [B, joint size]."""
+        """Encodes patches [B, L, S]. The result is that of `get_text_features`."""
         masks = symbolic_masks.to(self.device)
         states = self.symbolic_model(symbolic_inputs, masks).last_hidden_state
         return self.symbolic_proj(masked_mean(states, masks)) if get_global else states
@@ -307,7 +355,7 @@ class CLaMP3Model(Model):
     def get_audio_features(
         self, audio_inputs: torch.Tensor, audio_masks: torch.Tensor, get_global: bool = False
     ) -> torch.Tensor:
-        """MERT features [B, L, H] -> last hidden states, or with `get_global` vectors [B, joint size]."""
+        """Encodes frames of audio features [B, L, H]. The result is that of `get_text_features`."""
         inputs, masks = audio_inputs.to(self.device, self.dtype), audio_masks.to(self.device)
         states = self.audio_model(inputs_embeds=inputs, attention_mask=masks).last_hidden_state
         return self.audio_proj(masked_mean(states, masks)) if get_global else states
@@ -315,7 +363,7 @@ class CLaMP3Model(Model):
     def contrast(
         self, features: torch.Tensor, other_features: torch.Tensor, same: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """`contrastive_loss` at this model's temperature."""
+        """Computes the `contrastive_loss` of two sets of features [B, D] at this model's temperature."""
         if not self.learned_temperature:
             return contrastive_loss(features, other_features, self.logit_scale, same)
         with torch.no_grad():
@@ -336,15 +384,46 @@ class CLaMP3Model(Model):
         music_modality: str = "symbolic",
         same: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Contrastive loss between texts and pieces of the modality, "symbolic" or "audio"."""
+        """Computes the contrastive loss between texts and the pieces that belong to them.
+
+        Args:
+            text_inputs: token ids [B, L].
+            text_masks: 1 at tokens and 0 at padding [B, L].
+            music_inputs: patches [B, L, S] or frames of audio features [B, L, H].
+            music_masks: 1 at data and 0 at padding [B, L].
+            music_modality: "symbolic" or "audio".
+            same: see `contrastive_loss`.
+
+        Raises:
+            ValueError: there is no such modality.
+        """
         if music_modality not in ("symbolic", "audio"):
-            raise ValueError(f'music_modality must be "symbolic" or "audio", not {music_modality!r}')
+            raise ValueError(f'expected the music_modality "symbolic" or "audio", got {music_modality!r}')
         encode = getattr(self, f"get_{music_modality}_features")
         text_features = self.get_text_features(text_inputs, text_masks, get_global=True)
         return self.contrast(text_features, encode(music_inputs, music_masks, get_global=True), same)
 
 
 def masked_mean(states: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Mean of states [B, L, H] where masks [B, L] are 1: [B, H]."""
+    """Averages states [B, L, H] over the places where masks [B, L] are 1, to [B, H]."""
     masks = masks[..., None].float()  # bfloat16 could not count to 512
     return ((states * masks).sum(1) / masks.sum(1)).to(states.dtype)
+
+
+def pad(arrays: Sequence[np.ndarray], value: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads arrays to one length.
+
+    Args:
+        arrays: B arrays [n, ...], which may differ in n.
+        value: fills up the shorter ones.
+
+    Returns:
+        The arrays as one tensor [B, longest n, ...], and its mask int64 [B, longest n], 1 at data and 0 at padding.
+    """
+    longest = max(map(len, arrays))
+    padded = np.full((len(arrays), longest, *arrays[0].shape[1:]), value, dtype=arrays[0].dtype)
+    mask = np.zeros((len(arrays), longest), dtype=np.int64)
+    for row, array in enumerate(arrays):
+        padded[row, : len(array)] = array
+        mask[row, : len(array)] = 1
+    return torch.from_numpy(padded), torch.from_numpy(mask)

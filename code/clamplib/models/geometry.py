@@ -10,6 +10,7 @@ from transformers import AutoConfig, BertConfig, GPT2Config, PretrainedConfig
 
 CHARACTERS = 128  # ASCII: the values that one of a patch's characters can take
 HEAD_SIZE = 64
+ABC_READINGS = ("", "as found", "converted")
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Geometry:
     fetched from the hub's `text_model_name`, never its weights.
     The published models take plain dot products times `logit_scale`. With `learned_temperature` the loss takes
     L2-normalized features, and the scale is a parameter of the model that begins there.
+    `abc` says how the model wants ABC that is not interleaved: "converted", or "as found"; "" is as found too, and a
+    warning names the files.
     """
 
     patch_size: int = 64
@@ -37,6 +40,7 @@ class Geometry:
     logit_scale: float = 1.0
     learned_temperature: bool = False
     dropout: float = 0.1
+    abc: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -46,6 +50,8 @@ class Geometry:
         for name in ("m3_hidden_size", "audio_hidden_size"):
             if getattr(self, name) % HEAD_SIZE:
                 raise ValueError(f"{name} must be a multiple of {HEAD_SIZE}, the size of an attention head")
+        if self.abc not in ABC_READINGS:
+            raise ValueError(f"abc must be one of {', '.join(map(repr, ABC_READINGS))}, not {self.abc!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
         if self.text_config is not None and "model_type" not in self.text_config:
