@@ -10,7 +10,7 @@ import pytest
 
 from clamplib.retrieval.similarity import load_features
 
-pytest.importorskip("ray")
+pytest.importorskip("ray", reason="ray is not installed: extra cluster")
 
 ROOT = Path(__file__).parents[2]
 ON_TWO_NODES = """
@@ -18,7 +18,7 @@ import os, runpy, sys, time
 import ray
 from ray.cluster_utils import Cluster
 
-from clamplib import files
+from clamplib import jobs
 from clamplib.app import cli
 from clamplib.embedding import collections as library
 
@@ -51,15 +51,15 @@ def slow_at_two(number):
 
 
 os.makedirs("nodes")
-nodes = {result or error for _, result, error in files.run_jobs(nodes_at_work, range(8), backend="ray")}
-died = {number: result or error for number, result, error in files.run_jobs(die_at_two, range(1, 5), backend="ray")}
+nodes = {result or error for _, result, error in jobs.run_jobs(nodes_at_work, range(8), backend="ray")}
+died = {number: result or error for number, result, error in jobs.run_jobs(die_at_two, range(1, 5), backend="ray")}
 order = []
-for number, *_ in files.run_jobs(slow_at_two, range(8), workers=2, backend="ray"):  # they come as they are done
+for number, *_ in jobs.run_jobs(slow_at_two, range(8), workers=2, backend="ray"):  # they come as they are done
     order.append(number)
     if len(order) == 7:
         open("first", "w").close()
 assert order[-1] == 2 and sorted(order) == list(range(8)), order
-assert list(files.run_jobs(nodes_at_work, [], backend="ray")) == []
+assert list(jobs.run_jobs(nodes_at_work, [], backend="ray")) == []
 library.FILES_A_JOB = 2
 scores, script = sys.argv[1:]
 status = cli.main(["embed", scores, "embedded", "--variant", "mini", "--backend", "ray", "--no_cache"])
