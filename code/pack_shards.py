@@ -1,33 +1,28 @@
 """Packs the music files of a JSONL into a few large files, called shards, and writes a JSONL of the same pieces.
 
 Shards are uncompressed tars. To train on them, set CLAMP3_TRAIN_JSONL in config.py to the new JSONL beside them.
+
+example: python pack_shards.py pieces.jsonl packed/ --shard_size 1GB
 """
 
 import argparse
 import re
 import sys
 
+from clamplib.command import guarded, make_parser, report_batch
 from clamplib.training.packing import pack
 
-EXAMPLE = "example: python pack_shards.py pieces.jsonl packed/ --shard_size 1GB"
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("jsonl", help="one piece per line, with file paths relative to its folder")
     parser.add_argument("output_dir", help="a new folder, or that of an interrupted run")
     parser.add_argument("--shard_size", type=size, default="1GB", help="in bytes, KB, MB or GB (default: 1GB)")
     args = parser.parse_args(argv)
-    try:
-        report = pack(args.jsonl, args.output_dir, args.shard_size)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(report.summary())
-    return report.exit_status
+    return report_batch(pack(args.jsonl, args.output_dir, args.shard_size))
 
 
 def size(text: str) -> int:

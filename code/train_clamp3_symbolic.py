@@ -1,18 +1,19 @@
-"""Trains CLaMP 3 on pairs of texts and symbolic music (.abc, .mtf) of CLAMP3_TRAIN_JSONL (see config.py)."""
+"""Trains CLaMP 3 on pairs of texts and symbolic music (.abc, .mtf) of CLAMP3_TRAIN_JSONL (see config.py).
+
+examples:
+  python train_clamp3_symbolic.py
+  python -m torch.distributed.launch --nproc_per_node=2 --use_env train_clamp3_symbolic.py
+  torchrun --nproc_per_node=2 train_clamp3_symbolic.py --config my_config.py
+"""
 
 import sys
 
 from clamplib.training.script import run_training, training_parser
 from utils import CONFIG
 
-EXAMPLE = """examples:
-  python train_clamp3_symbolic.py
-  python -m torch.distributed.launch --nproc_per_node=2 --use_env train_clamp3_symbolic.py
-  torchrun --nproc_per_node=2 train_clamp3_symbolic.py --config my_config.py"""
-
 
 def main(argv: list[str] | None = None) -> int:
-    args = training_parser(__doc__, EXAMPLE, "symbolic").parse_args(argv)
+    args = training_parser(__doc__, "symbolic").parse_args(argv)
     return run_training(args, CONFIG, "symbolic")
 
 

@@ -8,14 +8,13 @@ import random
 from importlib.util import find_spec
 from pathlib import Path
 
-import librosa
 import midirenderer
 import mido
 import numpy as np
 import scipy.signal
 import soundfile
 
-from clamplib.audio.spectral import RATE
+from clamplib.audio.spectral import RATE, import_librosa
 
 CLIP_SECONDS = 30
 TIMGM6MB = ("pretty_midi", "TimGM6mb.sf2")  # a Python package, and the sound font inside it
@@ -58,7 +57,7 @@ def render(midi: mido.MidiFile, font: tuple[str, str], rng: random.Random) -> np
     sound, rate = soundfile.read(io.BytesIO(wave), dtype="float32")
     sound = sound.mean(1)[: rate * CLIP_SECONDS]
     cents = rng.uniform(-MAX_CENTS, MAX_CENTS)
-    sound = librosa.resample(sound, orig_sr=rate * 2 ** (cents / 1200), target_sr=RATE)
+    sound = import_librosa().resample(sound, orig_sr=rate * 2 ** (cents / 1200), target_sr=RATE)
     return recorded(sound, rng)
 
 

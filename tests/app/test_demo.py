@@ -91,6 +91,6 @@ def test_answers_in_json(monkeypatch, capsys):
 def test_a_form_gives_a_unit_vector_per_tune(encoder):
     pytest.importorskip("verovio", reason="needs the extra mini")
     tunes = demo.held_out_tunes(3)
-    vectors = demo.embed(encoder, tunes, "midi", workers=1)
+    vectors = demo.embed_tunes(encoder, tunes, "midi", workers=1)
     assert vectors.shape == (3, encoder.dimension)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

@@ -1,6 +1,9 @@
 """The small front end: its features of known sounds."""
 
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +131,14 @@ def test_recordings_become_features(tmp_path, capsys):
     assert a.shape == (1, 1, SIZE) and b.shape == (1, 2, SIZE)
     assert b[0, 0, :BINS].argmax() == 57 - 24
     np.testing.assert_allclose(a[0], spectral_features(spectrogram([tone(60)])), atol=0.05)  # 16 bits
+
+
+@pytest.mark.slow
+def test_processes_that_start_at_once_in_a_new_environment(tmp_path):
+    """What numba compiles for librosa is not damaged by two processes that compile it at the same time."""
+    code = "from clamplib.audio.spectral import import_librosa; import_librosa()"
+    command = [sys.executable, "-W", "error", "-c", code]
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    processes = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors

@@ -65,7 +65,7 @@ def embed(args: argparse.Namespace) -> Answer:
     return Answer(report.summary(), {"done": report.done, "skipped": report.skipped}, report.failures)
 
 
-def search(args: argparse.Namespace) -> Answer:
+def search_collection(args: argparse.Namespace) -> Answer:
     encoder = _load_encoder(args)
     query = _open(args, args.query, encoder).matrix if _is_file(args.query) else encoder.encode([args.query])
     if len(query) != 1:
@@ -259,7 +259,7 @@ def demo(args: argparse.Namespace) -> Answer:
 
 COMMANDS = {
     "embed": embed,
-    "search": search,
+    "search": search_collection,
     "score": score,
     "eval": evaluate,
     "classify": classify,

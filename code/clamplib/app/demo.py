@@ -137,7 +137,7 @@ def run_demo(encoder: "CLaMP3Encoder", count: int = TUNES, workers: int | None =
     vectors = np.empty((len(tunes), encoder.dimension), np.float32)
     for number, form in enumerate(forms):
         rows = slice(number, None, len(forms))
-        vectors[rows] = embed(encoder, tunes[rows], form, workers)
+        vectors[rows] = embed_tunes(encoder, tunes[rows], form, workers)
     answers = ask(encoder, QUESTIONS, tunes, vectors)
     data = answers.data()
     paragraphs = [f"{len(tunes)} held-out tunes, read as {'scores' if missing else 'scores and MIDI files'}"]
@@ -148,7 +148,7 @@ def run_demo(encoder: "CLaMP3Encoder", count: int = TUNES, workers: int | None =
         paragraphs.append('pip install -c constraints.txt -e ".[mini]"')
     else:
         played = tunes[:: max(1, len(tunes) // RECORDINGS)]
-        answers = ask(encoder, ASKED_OF_RECORDINGS, played, embed(encoder, played, "audio", workers))
+        answers = ask(encoder, ASKED_OF_RECORDINGS, played, embed_tunes(encoder, played, "audio", workers))
         data["recordings"] = answers.data()
         paragraphs.append(f"\nThe first {len(ASKED_OF_RECORDINGS)} again, among {len(played)} recordings:")
         paragraphs.append(answers.text())
@@ -164,7 +164,7 @@ def held_out_tunes(count: int) -> list[HeldOutTune]:
     return [known[number * len(known) // count] for number in range(count)]
 
 
-def embed(encoder: "CLaMP3Encoder", tunes: Sequence[HeldOutTune], form: str, workers: int | None) -> np.ndarray:
+def embed_tunes(encoder: "CLaMP3Encoder", tunes: Sequence[HeldOutTune], form: str, workers: int | None) -> np.ndarray:
     """Returns the unit vectors of tunes, float32 [N, D], read as "score", "midi" or "audio"."""
     jobs = [(tune, form) for tune in tunes]
     items = [None] * len(tunes)

@@ -16,10 +16,16 @@ trained on these features. The published weights need those of MERT (see `mert`)
 """
 
 import itertools
+import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+from filelock import FileLock
 
 from clamplib import __version__
 from clamplib.audio import WINDOW_SECONDS, Recording
@@ -65,6 +71,24 @@ def recording_features(recording: Recording) -> np.ndarray:
     return np.concatenate(features)[None]
 
 
+@lru_cache(maxsize=1)
+def import_librosa() -> ModuleType:
+    """Imports librosa, an extra that takes a second to import, in one process at a time.
+
+    Its import compiles functions with numba, which keeps them in files. Two processes that did so at once in a new
+    environment would damage these files: every later use would end in a segmentation fault.
+    """
+    with suppress(OSError), FileLock(Path(tempfile.gettempdir(), "clamp3-librosa.lock")):
+        import librosa
+
+        tone = np.sin(2 * np.pi * 440 / RATE * np.arange(RATE)).astype(np.float32)
+        librosa.estimate_tuning(y=tone, sr=RATE)  # librosa imports its parts when they are used
+        librosa.zero_crossings(tone)
+    import librosa  # without the lock, where the folder of temporary files cannot be written
+
+    return librosa
+
+
 def spectrogram(windows: Sequence[np.ndarray]) -> np.ndarray:
     """Computes the levels of the semitones from C1 to B7.
 
@@ -74,8 +98,7 @@ def spectrogram(windows: Sequence[np.ndarray]) -> np.ndarray:
     Returns:
         Decibels from -80 to 0 (the loudest level), float32 [windows, 84, frames].
     """
-    import librosa  # needs an extra, and a second to import
-
+    librosa = import_librosa()
     length = round(RATE * WINDOW_SECONDS)
     sound = np.stack([np.pad(window, (0, length - len(window))) for window in windows])
     if np.abs(sound).max() < QUIET:
@@ -96,8 +119,7 @@ def spectral_features(levels: np.ndarray) -> np.ndarray:
     Returns:
         float32 [windows, 448]; 0 for silent windows.
     """
-    import librosa
-
+    librosa = import_librosa()
     amplitudes = librosa.db_to_amplitude(levels)
     mean = librosa.amplitude_to_db(amplitudes.mean(2), ref=1.0, amin=librosa.db_to_amplitude(FLOOR), top_db=None)
     chroma = _chroma(amplitudes)  # [windows, 12, frames]
@@ -121,9 +143,9 @@ def _chroma(amplitudes: np.ndarray) -> np.ndarray:
 
 def _transitions(chroma: np.ndarray, onsets: np.ndarray) -> np.ndarray:
     """Chroma [12, frames] and onset strength [frames] -> transitions [288], first pitch class by second."""
-    import librosa
     from scipy.signal import find_peaks
 
+    librosa = import_librosa()
     starts, _ = find_peaks(onsets, height=onsets.mean() * ONSET, distance=ONSET_FRAMES)
     notes = librosa.util.sync(chroma, starts, aggregate=np.mean)  # [12, starts + 1]
     notes = (notes / np.maximum(notes.max(0), QUIET)) ** SHARPNESS

@@ -20,8 +20,6 @@ from clamplib.models.checkpoints import LoadedModel
 from clamplib.models.encoders import M3Model
 from clamplib.space import SPACE_FILE, check_same_space, front_of, read_space, write_space
 
-Source = os.PathLike  # a path, or one tune of a file that holds many
-
 
 def input_files(input_dir: str | Path, output_dir: str | Path, suffixes: Iterable[str]) -> list[Path]:
     """Finds the files to extract, without those in an output folder below the input folder.
@@ -80,8 +78,8 @@ def _own_workers(workers: int | None) -> int | None:
 
 
 def write_features(
-    outcomes: Callable[[list[Source]], Iterator[Outcome]],
-    sources: Sequence[Source],
+    outcomes: Callable[[list[os.PathLike]], Iterator[Outcome]],
+    sources: Sequence[os.PathLike],
     input_dir: str | Path,
     output_dir: str | Path,
     space: dict,
@@ -92,7 +90,7 @@ def write_features(
 
     Args:
         outcomes: makes the features of sources: outcomes whose value is an array.
-        sources: below `input_dir`, whose sub-folders are kept.
+        sources: paths, or tunes of files that hold many, below `input_dir`, whose sub-folders are kept.
         space: of the features.
 
     Raises:

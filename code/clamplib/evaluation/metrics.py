@@ -125,7 +125,10 @@ def relevance_values(
             queries.append(_query_values(own_similarity, own_gains, at))
     if not queries:
         raise ValueError("no blocks: a metric needs at least one query")
-    return {name: np.array([values[name] for values in queries]) for name in queries[0]}
+    columns = {}
+    for name in queries[0]:
+        columns[name] = np.array([values[name] for values in queries])
+    return columns
 
 
 def _query_values(similarity: np.ndarray, gains: np.ndarray, at: Sequence[int]) -> dict[str, float]:

@@ -104,7 +104,7 @@ class MilvusIndex(Index):
             found += self._client.query(
                 self.collection, filter=f'id >= "{low}" and id < "{high}"', output_fields=list(TEXT_BYTES)
             )
-        return [Record(*(row[name] for name in TEXT_BYTES)) for row in found]
+        return [Record(*map(row.__getitem__, TEXT_BYTES)) for row in found]
 
     def refusal(self, record: Record) -> str | None:
         try:

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModel, PreTrainedModel
 
+from clamplib.command import guarded, make_parser
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models import distributed
 from clamplib.models.checkpoints import load_tokenizer
@@ -33,17 +34,14 @@ FROZEN = {  # the parts of the model that training on a modality leaves as they 
 }
 
 
-def training_parser(description: str, example: str, modality: str | None = None) -> argparse.ArgumentParser:
+def training_parser(doc: str, modality: str | None = None) -> argparse.ArgumentParser:
     """Makes the command line of a training script.
 
     Args:
-        description: what the script does.
-        example: commands, shown after the options.
+        doc: the script's docstring (see `command.help_of`).
         modality: "symbolic" or "audio" for CLaMP 3; None for M3.
     """
-    parser = argparse.ArgumentParser(
-        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(doc)
     parser.add_argument(
         "--config",
         type=Path,
@@ -58,6 +56,7 @@ def training_parser(description: str, example: str, modality: str | None = None)
     return parser
 
 
+@guarded
 def run_training(args: argparse.Namespace, config: str | Path, modality: str | None = None) -> int:
     """Trains M3 or CLaMP 3 as its script does: messages on standard output, errors on standard error.
 
@@ -80,9 +79,6 @@ def run_training(args: argparse.Namespace, config: str | Path, modality: str | N
             setattr(settings, f"{_prefix(modality)}_NUM_EPOCH", args.epochs)
         with _messages_on_terminal():
             stopped_by = _train(settings, modality, device)
-    except (OSError, ValueError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     finally:
         distributed.stop()
     return 128 + stopped_by if stopped_by else 0
