@@ -3,7 +3,6 @@
 import re
 from importlib.metadata import metadata
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from test_house import GROUND, MAY_IMPORT
 
 import clamplib
 from clamplib import CLaMP3Encoder
-from clamplib.models import checkpoints
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "code/clamplib/mini/README.md", *PAGES]
@@ -28,7 +26,6 @@ NOT_RUN = {
     "python code/extract_clamp3.py features/mert features/recordings --get_global --variant saas": MERT,
     "python code/extract_clamp3.py texts features/texts_saas --get_global --variant saas": MERT,
     "python retrieval/semantic_search.py features/texts_saas/lament.npy features/recordings": MERT,
-    "import mteb": "needs the published weights; test_the_example_of_mteb goes as far as without them",
     "clamp3 index music --milvus http://localhost:19530": "needs a server; tests/retrieval/test_milvus.py takes one",
     "clamp3 embed music features --backend ray": CLUSTER,
     "clamp3 index music library --backend dask": CLUSTER,
@@ -106,19 +103,6 @@ def test_python(place, monkeypatch):
 @pytest.mark.parametrize("page", ["docs/reference.md", "docs/speed.md"])
 def test_pages_without_examples(page, place, monkeypatch):
     run_page(page, place, NOT_RUN, monkeypatch)
-
-
-def test_the_example_of_mteb(monkeypatch, tmp_path):
-    """It fails only for want of the weights."""
-    monkeypatch.setenv("MTEB_CACHE", str(tmp_path))  # mteb makes the folder when it is imported
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code = next(text for _, text in blocks("docs/python.md") if text.startswith("import mteb"))
-    names = {}
-    exec(code.rpartition("\n\n")[0], names)
-    assert len(names["mteb"].get_benchmark(re.search(r'get_benchmark\("(.*?)"\)', code)[1]).tasks) > 20
-    monkeypatch.setattr(checkpoints.huggingface_hub, "hf_hub_download", Mock(side_effect=OSError("no network")))
-    with pytest.raises(FileNotFoundError, match="weights_clamp3_saas.*no network"):
-        names["CLaMP3MTEB"]("saas")
 
 
 def test_every_page_is_run():

@@ -6,12 +6,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.request import urlopen
 
 import pytest
 from pages import ROOT, blocks, commands, prepare, run_page
 
 from clamplib.app import cli
+from clamplib.models import checkpoints
 
 README = (ROOT / "README.md").read_text("utf-8")
 CARD = (ROOT / "code/clamplib/mini/README.md").read_text("utf-8")
@@ -33,6 +35,7 @@ NOT_RUN = {
     'pip install -c constraints.txt -e ".[all]"': "a download; its names are tested below",
     "conda env create -f environment.yml": "a download; its file is tested below",
     "clamp3 serve music": "does not end; test_the_search_page runs it",
+    "import mteb": "needs the published weights; test_the_example_of_mteb goes as far as without them",
 }
 
 
@@ -89,3 +92,16 @@ def test_figures_of_mini_are_those_of_its_card():
     assert len(figures) == 6
     for figure in figures:
         assert figure in CARD or figure.rstrip("0") in CARD, figure
+
+
+def test_the_example_of_mteb(monkeypatch, tmp_path):
+    """It fails only for want of the weights."""
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path))  # mteb makes the folder when it is imported
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code = next(text for _, text in blocks("README.md") if text.startswith("import mteb"))
+    names = {}
+    exec(code.rpartition("\n\n")[0], names)
+    assert len(names["mteb"].get_benchmark(re.search(r'get_benchmark\("(.*?)"\)', code)[1]).tasks) > 20
+    monkeypatch.setattr(checkpoints.huggingface_hub, "hf_hub_download", Mock(side_effect=OSError("no network")))
+    with pytest.raises(FileNotFoundError, match="weights_clamp3_saas.*no network"):
+        names["CLaMP3MTEB"]("saas")
