@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from clamplib.files import InputError, atomic_path, is_done, key, output_paths, walk
+from clamplib.files import InputError, atomic_path, is_done, key, load_array, output_paths, walk
 
 ODD_NAMES = [
     "sp ace",
@@ -91,3 +92,39 @@ def test_atomic_path_gives_a_whole_file_or_none(tmp_path, name):
         assert not target.exists()
     assert list(target.parent.iterdir()) == [target]
     assert target.read_text() == "whole"
+
+
+def npy(header: str) -> bytes:
+    """A .npy file with this header, and eight bytes of data."""
+    text = header.ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (10**30,), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "9" * 60 + ",), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-2,), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,"),
+        npy("(" * 110),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }")[:40],
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"),
+        b"\x93NUMPY",
+        b"",
+    ],
+)
+def test_a_bad_npy_file_is_an_error_that_names_it(tmp_path, content):
+    (tmp_path / "bad.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.npy: expected "):
+        load_array(tmp_path / "bad.npy")
+
+
+def test_an_npy_file_is_read_as_float32(tmp_path):
+    for version, array in enumerate((np.arange(6).reshape(2, 3), np.float64(2.5), np.ones((1, 0, 3))), start=1):
+        with (tmp_path / "a.npy").open("wb") as file:
+            np.lib.format.write_array(file, np.asarray(array), version=(version, 0))
+        found = load_array(tmp_path / "a.npy")
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, array)

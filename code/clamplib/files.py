@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
 
 TEMPORARY = ".clamp-"  # what the names of unfinished outputs begin with
 HEAD_BYTES = 4096  # of a .npy file: more than the header of an array of numbers
+# What numpy raises for a header that is none: it evaluates the header as Python's literals.
+NOT_NPY = (ValueError, EOFError, SyntaxError, TokenError, TypeError, MemoryError, OverflowError, RecursionError)
 
 
 class InputError(ValueError):
@@ -129,9 +132,14 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
 
 def load_array(path: str | Path) -> np.ndarray:
-    """The numbers in a .npy file as float32. InputError where it holds anything but finite real numbers."""
+    """The numbers in a .npy file as float32. InputError where it holds anything but finite real numbers.
+
+    The header is checked against the size of the file before memory is taken.
+    """
     try:
         with open(path, "rb") as file:
+            stated_shape(file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size)
+            file.seek(0)
             array = read_array(file)
     except InputError as error:
         raise InputError(f"{show(path)}: {error}") from error
@@ -144,7 +152,7 @@ def read_array(file: BinaryIO) -> np.ndarray:
     """The numbers of an open .npy file as float32, NaN and infinity among them. InputError at no real numbers."""
     try:
         array = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except NOT_NPY as error:
         raise InputError(f"expected a .npy file of numbers ({error})") from error
     _check_numbers(array.dtype)
     with np.errstate(over="ignore"):
@@ -173,8 +181,10 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
-    except (ValueError, EOFError) as error:
+    except NOT_NPY as error:
         raise InputError(f"expected a .npy file of numbers ({error})") from error
+    if any(length < 0 for length in shape):
+        raise InputError(f"expected a .npy file of numbers, got shape {list(shape)}")
     return shape, dtype
 
 

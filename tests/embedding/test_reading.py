@@ -310,7 +310,7 @@ def test_an_error_names_the_file(tmp_path, reader, name, content, message):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (np.array([{}], object), "allow_pickle"),
+        (np.array([{}], object), "dtype object"),
         (np.zeros((3, 128), complex), "dtype complex128"),
         (np.full((3, 128), np.nan), "NaN"),
         (np.full((3, 128), 1e300), "infinity"),

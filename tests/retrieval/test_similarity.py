@@ -52,7 +52,7 @@ def test_a_folder_is_one_matrix_of_unit_rows(tmp_path):
         (np.zeros((1, 4), np.float32), "zeros"),
         (np.array(["a"]), "dtype <U1"),
         (np.array([1j]), "dtype complex"),
-        (np.array([{}], object), "allow_pickle"),
+        (np.array([{}], object), "dtype object"),
     ],
 )
 def test_a_file_without_one_vector_is_named(tmp_path, content, message):
@@ -174,3 +174,23 @@ def test_a_search_without_queries_or_references_finds_nothing():
 def test_features_have_a_length():
     features = Features(["a"], np.ones((1, 1), np.float32), np.ones(1, np.float32), [], [], None)
     assert len(features) == 1
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-19, 1, 3e19, 1e37])
+def test_vectors_of_any_length_have_their_cosine(tmp_path, scale):
+    write(tmp_path, {"near": [1, 1], "far": [0, 1]})
+    np.save(tmp_path / "scaled.npy", np.array([scale, 0], np.float32))
+    features = load_features(tmp_path)
+    assert not features.failures
+    rows, similarities = search(np.array([[1, 0]], np.float32), features.matrix, 3)
+    assert [features.keys[row] for row in rows[0]] == ["scaled", "near", "far"]
+    np.testing.assert_allclose(similarities[0], [1, 0.5**0.5, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, 1e-42, 3e38])
+def test_vectors_without_a_direction_are_left_out(tmp_path, value):
+    write(tmp_path, {"good": [1, 1]})
+    np.save(tmp_path / "bad.npy", np.full(2, value, np.float32))
+    features = load_features(tmp_path)
+    assert features.keys == ["good"]
+    assert "bad.npy: expected a " in str(features.failures[0])

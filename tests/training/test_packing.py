@@ -123,9 +123,9 @@ def test_packing_goes_on_where_it_was_interrupted(corpus, tmp_path, pack_script,
             raise KeyboardInterrupt
         return read(file)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(shards.File, "read", read_or_stop)
-        pack_script(corpus, parts, *size)
+        assert pack_script(corpus, parts, *size) == 130
     assert [path.name for path in parts.iterdir()] == ["shard-00000.tar"]
     capsys.readouterr()
     assert pack_script(corpus, parts, *size) == 0

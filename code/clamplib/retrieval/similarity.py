@@ -16,6 +16,7 @@ import numpy as np
 from clamplib.files import InputError, key, load_array, show, walk
 from clamplib.space import check_same_space, read_space
 
+FLOAT32 = np.finfo(np.float32)
 BLOCK_VALUES = 1 << 25  # similarities, or values of vectors, in memory at a time: 128 MiB of float32
 
 
@@ -46,7 +47,8 @@ def load_vector(path: str | Path) -> np.ndarray:
         The vector, float32 [D].
 
     Raises:
-        InputError: the file does not hold one vector, or the vector is all zeros.
+        InputError: the file does not hold one vector, or the vector has no direction in float32: it is all zeros, or
+            its length is too small or too large.
     """
     array = load_array(path)
     vector = array[0] if array.ndim == 2 and len(array) == 1 else array
@@ -55,6 +57,9 @@ def load_vector(path: str | Path) -> np.ndarray:
         raise InputError(f"{show(path)}: expected one vector, [1, D] or [D], got shape {list(array.shape)}{hint}")
     if not vector.any():
         raise InputError(f"{show(path)}: expected a direction, got a vector of zeros, which has no cosine")
+    length = _lengths(vector[None])[0]
+    if not FLOAT32.tiny <= length <= FLOAT32.max:
+        raise InputError(f"{show(path)}: expected a vector whose length float32 can hold, got the length {length:.3g}")
     return vector
 
 
@@ -113,8 +118,13 @@ def normalize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         The unit rows, float32 [N, D], and the original lengths, float32 [N].
     """
-    lengths = np.linalg.norm(vectors, axis=1).astype(np.float32)
+    lengths = _lengths(vectors).astype(np.float32)
     return (vectors / lengths[:, None]).astype(np.float32, copy=False), lengths
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """Lengths of vectors [N, D], float64 [N]: the squares of small and large float32 numbers are not float32."""
+    return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
 
 
 def unit_mean(vectors: np.ndarray) -> tuple[np.ndarray, float]:
