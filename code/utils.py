@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, BertConfig
+from transformers import AutoConfig, BertConfig
 
 from clamplib.formats import patchilizer
 from clamplib.models import encoders as models
@@ -96,7 +96,7 @@ class CLaMP3Model(models.CLaMP3Model):
 def _load_text_weights(model: CLaMP3Model, name: str) -> None:
     """Starts the text encoder from pretrained weights. If there are none, a warning says so."""
     try:
-        pretrained = AutoModel.from_pretrained(name)
+        settings.load_text_encoder(model, name)
     except OSError as error:
         reason = str(error).partition("\n")[0]
         warnings.warn(
@@ -104,8 +104,6 @@ def _load_text_weights(model: CLaMP3Model, name: str) -> None:
             f"huggingface_hub, and could not be fetched ({reason}). Load a checkpoint before you use the model.",
             stacklevel=3,
         )
-    else:
-        model.text_model.load_state_dict(pretrained.state_dict())
 
 
 class ClipLoss(nn.Module):

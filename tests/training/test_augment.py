@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from training_helpers import FIELDS
 
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.training import augment
@@ -12,15 +13,6 @@ from clamplib.training import augment
 ABC = (
     '%%score 1\nL:1/8\nQ:1/4=96\nM:3/4\nK:G\nV:1 treble nm="Violin"\n[V:1]G2 [K:D] "^M: no header"B2|\nK:D\n[V:1]d6|]\n'
 )
-FIELDS = {
-    "id": "p1",
-    "filepaths": ["p1.abc"],
-    "language": "English",
-    "title": "A reel",
-    "tags": ["fast", "fast", None, "Irish\nfiddle"],
-    "background": None,
-    "translations": {"language": "German", "title": "Ein Reel"},
-}
 
 
 def test_instruments_golden(golden):

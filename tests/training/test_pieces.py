@@ -4,23 +4,13 @@ import tarfile
 
 import numpy as np
 import pytest
-from training_helpers import write_jsonl
+from training_helpers import FIELDS, write_jsonl
 
 from clamplib.files import InputError
 from clamplib.training import pieces
 from clamplib.training.datasets import read_frames
 from clamplib.training.pieces import Piece, find_pieces, read_pieces, split_pieces
 from clamplib.training.shards import File
-
-FIELDS = {
-    "id": "p1",
-    "filepaths": ["p1.abc"],
-    "language": "English",
-    "title": "A reel",
-    "tags": ["fast", "fast", None, "Irish\nfiddle"],
-    "background": None,
-    "translations": {"language": "German", "title": "Ein Reel"},
-}
 
 
 def names(piece):

@@ -11,6 +11,15 @@ CODE = Path(__file__).parents[2] / "code"
 M3, SYMBOLIC, AUDIO = "train_m3", "train_clamp3_symbolic", "train_clamp3_audio"
 ABC = 'L:1/8\nM:4/4\nK:G\nV:1 treble nm="Violin"\n' + "[V:1]G2 B2 d2 g2|\n" * 3
 MTF = "ticks_per_beat 480\nprogram_change 0 0 40\n" + "note_on 0 0 60 64\nnote_off 480 0 60 0\n" * 40
+FIELDS = {
+    "id": "p1",
+    "filepaths": ["p1.abc"],
+    "language": "English",
+    "title": "A reel",
+    "tags": ["fast", "fast", None, "Irish\nfiddle"],
+    "background": None,
+    "translations": {"language": "German", "title": "Ein Reel"},
+}
 
 
 def write_jsonl(folder, *lines):

@@ -48,7 +48,7 @@ def project(vectors: np.ndarray, method: str = "pca", seed: int = 0) -> np.ndarr
     Raises:
         ImportError: the method needs a package that is not installed.
         InputError: there are too few different directions.
-        ValueError: there is no such method, or the shape does not fit.
+        ValueError: the method is unknown, or the matrix has another shape.
     """
     if method not in ("pca", "tsne", "umap"):
         raise ValueError(f"expected pca, tsne or umap, got {method!r}")

@@ -1,7 +1,7 @@
 """Recordings to features, by a model that reads windows of sound: decoded ahead, equal windows encoded together.
 
-What the windows are is the front end's: `read` gives those of a recording, one after the other, and `encode` the
-features of a batch of equal ones. MERT's are in `mert`. Windows of different length never share a batch, since padding
+A front end has two functions: `read` cuts a recording into windows, and `encode` computes the features of a batch of
+equal ones. Those of MERT are in `mert`. Windows of different length never share a batch, since padding
 would change what a model that normalizes over time makes of them. A recording of hours takes no more memory than one of
 minutes.
 """

@@ -137,7 +137,7 @@ def _find_weights(folder: Path) -> Path | None:
 
 
 def _fetch_blip(name: str) -> Path:
-    """The folder of weights from the hub or its cache; in PyTorch's own format only if there is no other."""
+    """Fetches the folder of weights from the hub or its cache, in safetensors format if the hub has it."""
     remedy = (
         f"Run once with a network, or put the files of {BLIP_REPO} (about 990 MB) into a folder and name it as the "
         "captioner."

@@ -422,7 +422,7 @@ class CLaMP3Encoder:
         from clamplib.embedding.captions import Captioner
 
         captioner = Captioner(self._captioner_path, self.device)
-        captioner([])  # loads its weights, whose lack is no image's fault
+        captioner([])  # loads the weights now: if they are missing, that is not an error of one image
         return captioner
 
 

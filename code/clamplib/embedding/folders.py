@@ -25,7 +25,7 @@ def input_files(input_dir: str | Path, output_dir: str | Path, suffixes: Iterabl
     """Finds the files to extract, without those in an output folder below the input folder.
 
     Raises:
-        InputError: the two are one folder, so that the features would be inputs of the next run; or there are no files.
+        InputError: there are no files; or the folders are the same, and the next run would read the features as input.
     """
     sources = walk(input_dir, suffixes)
     root, output = Path(input_dir).resolve(), Path(output_dir).resolve()

@@ -83,9 +83,7 @@ class Reading(NamedTuple):
     """An item as one of the encoders takes it."""
 
     encoder: str  # "text", "symbolic" or "audio"
-    sequence: (
-        str | np.ndarray
-    )  # patches uint8 [n, S], frames float32 [n, H], or a text, which the model's side tokenizes
+    sequence: str | np.ndarray  # patches uint8 [n, S], frames float32 [n, H], or a text that is not tokenized yet
     notes: str = ""  # as of Content
     cut: int = 0  # patches that lost their end because a bar was too long
 
@@ -135,14 +133,18 @@ def read_ahead(
         Outcomes whose value is a Reading, in no particular order.
     """
     read = partial(reader, modality=modality)
-    slow = sum(not _is_read_as_found(item) for item in items)
-    if workers in (0, 1) or workers is None and slow < FEW and len(items) < MANY:
+    slow = sum(_is_converted(item, reader) for item in items)
+    if workers in (0, 1) or (workers is None and slow < FEW and len(items) < MANY):
         return _noted(run_in_turn(read, items), items, reader)
     return _noted(run_jobs(read, items, workers=workers, at_once=READ_AHEAD), items, reader)
 
 
-def _is_read_as_found(item: Any) -> bool:
-    return isinstance(item, str) or isinstance(item, Path) and item.suffix.lower() in SEQUENCE_SUFFIXES
+def _is_converted(item: Any, reader: Reader) -> bool:
+    """Whether reading an item means converting it, which takes long."""
+    if not isinstance(item, os.PathLike):
+        return not isinstance(item, str)
+    suffix = Path(item).suffix.lower()
+    return suffix not in SEQUENCE_SUFFIXES or (suffix == ".abc" and reader.abc == CONVERTED)
 
 
 def _noted(outcomes: Iterable[Outcome], items: Sequence[Any], reader: Reader) -> Iterator[Outcome]:

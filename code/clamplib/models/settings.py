@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 from clamplib.models import checkpoints
 from clamplib.models.checkpoints import LoadedModel
@@ -169,6 +169,15 @@ def load_m3_variant(
 ) -> LoadedModel:
     """Loads M3 of a variant, or of the default one. Arguments and errors are those of `load_variant`."""
     return _load_m3(variant or _default_variant(files), load_settings(*files, config=config))
+
+
+def load_text_encoder(model: CLaMP3Model, name: str) -> None:
+    """Starts a model's text encoder from the pretrained weights of `name`, a folder or a model of the hub.
+
+    Raises:
+        OSError: the weights are not there and cannot be fetched.
+    """
+    model.text_model.load_state_dict(AutoModel.from_pretrained(name).state_dict())
 
 
 def load_m3_encoder(model: CLaMP3Model, settings: SimpleNamespace) -> None:

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from clamplib.command import guarded, make_parser
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models import distributed
 from clamplib.models.checkpoints import load_tokenizer
 from clamplib.models.encoders import CLaMP3Model, M3Model
-from clamplib.models.settings import load_m3_encoder, load_settings, make_geometry
+from clamplib.models.settings import load_m3_encoder, load_settings, load_text_encoder, make_geometry
 from clamplib.training.batches import CollateCLaMP3, collate_m3, make_loader
 from clamplib.training.datasets import CLaMP3Dataset, M3Dataset
 from clamplib.training.loop import Training, fit
@@ -231,8 +231,7 @@ def _clamp3_model(settings: SimpleNamespace, modality: str, pretrained: bool) ->
     model = CLaMP3Model.from_geometry(make_geometry(settings))
     if pretrained:
         if _has_text_weights(settings.TEXT_MODEL_NAME):
-            text_model = AutoModel.from_pretrained(settings.TEXT_MODEL_NAME)
-            model.text_model.load_state_dict(text_model.state_dict())
+            load_text_encoder(model, settings.TEXT_MODEL_NAME)
         if settings.CLAMP3_LOAD_M3:
             load_m3_encoder(model, settings)
     text_parts = ["text_model", "text_proj"] if settings.FREEZE_TEXT else []
