@@ -24,8 +24,8 @@ from training_helpers import (
     weights,
 )
 
-from clamplib.models.checkpoints import load_clamp3, load_m3
 from clamplib.models.settings import load_settings, make_geometry
+from clamplib.models.variants import load_clamp3, load_m3
 from clamplib.training.loop import to_device
 from clamplib.training.state import TrainingState
 
@@ -91,6 +91,25 @@ def test_stopped_in_mid_epoch_goes_on_from_there(number, run, make_config, monke
     assert_same_model(weights(whole, "clamp3_latest"), weights(parts, "clamp3_latest"))
     assert log_without_times(whole, "clamp3") == log_without_times(parts, "clamp3")
     assert signal.getsignal(number) == handler
+
+
+def test_a_training_that_is_killed_before_it_saves_logs_the_epoch_once(run, make_config, monkeypatch):
+    whole, parts = make_config(), make_config()
+    assert run(M3, whole) == 0
+    save = TrainingState.save
+
+    def save_all_but_the_latest(state, path):
+        if path == state.recipe.latest_path and state.progress.epoch == 2:
+            raise OSError("killed")
+        save(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "save", save_all_but_the_latest)
+        assert run(M3, parts) == 1
+    assert weights(parts)["epoch"] == 1
+    assert run(M3, parts) == 0
+    assert_same_model(weights(whole), weights(parts))
+    assert log_without_times(whole, "m3") == log_without_times(parts, "m3")
 
 
 LAUNCHERS = {
@@ -164,11 +183,6 @@ def test_half_precision_trains_and_evaluates_alike(script, run, make_config):
         assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
     assert len(set(losses)) == 3
     assert losses == pytest.approx([losses[0]] * 3, rel=0.02)
-
-
-def test_a_loss_that_is_not_finite_ends_the_training(run, make_config, capsys):
-    assert run(M3, make_config(M3_LEARNING_RATE=1e30, M3_WARMUP_STEPS=0)) == 1
-    assert "the loss is nan in epoch" in capsys.readouterr().err
 
 
 def test_less_data_than_a_batch(run, make_config):

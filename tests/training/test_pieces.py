@@ -1,5 +1,7 @@
 import json
+import os
 import pickle
+import re
 import tarfile
 
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 from training_helpers import FIELDS, write_jsonl
 
 from clamplib.files import InputError
+from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.training import pieces
-from clamplib.training.datasets import read_frames
+from clamplib.training.datasets import CLaMP3Dataset, read_frames
 from clamplib.training.pieces import Piece, find_pieces, read_pieces, split_pieces
 from clamplib.training.shards import File
 
@@ -100,6 +103,53 @@ def test_lines_that_are_not_pieces(folder):
     for problem, (number, words) in zip(problems, expected.items(), strict=True):
         assert f"line {number}: " in problem
         assert words in problem
+
+
+ODD_LINES = {  # a line, and what is said of it; None where it can be trained on
+    "half a surrogate pair": (b'{"title": "\\ud800", %s}', r"line 1: expected Unicode text in 'title', got '\\ud800'"),
+    "it as bytes": (b'{"title": "\xed\xa0\x80", %s}', "line 1: expected a JSON object, got 'utf-8' codec"),
+    "it as an id": (b'{"id": "\\uDFFF", "title": "A", %s}', "in 'id'"),
+    "it in a translation": (b'{"title": "A", "translations": [{"title": "\\udc00"}], %s}', "in 'translations'"),
+    "it as a name": (b'{"title": "A", "\\udc00": 1, %s}', "expected Unicode text"),
+    "it in a path": (b'{"title": "A", "filepaths": ["a.abc", "\\udcff.mp3"]}', None),
+    "a whole pair": (b'{"title": "\\ud83d\\ude00", %s}', None),
+    "nesting": (b"[" * 200_000, "line 1: expected at most 20 lists"),
+    "nesting in a field": (b'{"title": ' + b"[" * 900 + b"]" * 900 + b", %s}", "expected at most 20 lists"),
+    "nested objects": (b'{"title": ' + b'{"a":' * 900 + b"1" + b"}" * 900 + b", %s}", "expected at most 20 lists"),
+    "nesting in filepaths": (b'{"filepaths": ' + b"[" * 900 + b"]" * 900 + b"}", "expected at most 20 lists"),
+    "some nesting": (b'{"title": ' + b"[" * 19 + b"]" * 19 + b", %s}", None),
+    "a huge number": (b'{"title": "A", "year": ' + b"9" * 5000 + b", %s}", "expected a JSON object, got Exceeds"),
+    "numbers": (b'{"title": NaN, "year": 1e999, "tags": [1, true, -0.0], "id": [1], %s}', None),
+    "a zero byte": (b'{"title": "a\0b", %s}', "expected a JSON object, got Invalid control character"),
+    "an escaped one": (b'{"title": "\\u0000", "id": "\\u0000", %s}', None),
+    "it in another path": (b'{"title": "A", "filepaths": ["\\u0000.abc"]}', "no file"),
+    "another encoding": ('{"title": "A"}'.encode("utf-16"), "got 'utf-8' codec can't decode byte 0xff in position 0"),
+    "a byte order mark": (b'\xef\xbb\xbf{"title": "A", %s}', None),
+    "ends of lines of old": (b'{"title": "A", %s}\r{"title": "B"}', "expected a JSON object, got Extra data"),
+    "a number alone": (b"1", "expected a JSON object, got int"),
+    "a folder": (b'{"title": "A", "filepaths": ["folder.abc"]}', "folder.abc, got no file"),
+    "a pipe": (b'{"title": "A", "filepaths": ["pipe.abc"]}', "pipe.abc, got no file"),
+    "no paths": (b'{"title": "A", "filepaths": []}', "expected .abc or .mtf files in filepaths, got \\[\\]"),
+    "a long path": (b'{"title": "A", "filepaths": ["' + b"a" * 5000 + b'.abc"]}', "no file"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_LINES)
+def test_no_line_ends_a_training(kind, folder, tiny_tokenizer):
+    line, said = ODD_LINES[kind]
+    (folder / "folder.abc").mkdir()
+    os.mkfifo(folder / "pipe.abc")
+    good = b'\n{"title": "good", "filepaths": ["a.abc"]}'
+    (folder / "pieces.jsonl").write_bytes(line.replace(b"%s", b'"filepaths": ["a.abc"]') + good)
+    found, problems = read_pieces(folder / "pieces.jsonl", "symbolic")
+    assert len(found) == (1 if said else 2)
+    for problem in problems:
+        assert re.search(said, problem)
+        assert "pieces.jsonl, line 1: " in problem
+    dataset = CLaMP3Dataset(found, modality="symbolic", tokenizer=tiny_tokenizer, patchilizer=M3Patchilizer())
+    for epoch in range(5):
+        for index in range(len(found)):
+            assert len(dataset[epoch, index]["text"]) >= 2
 
 
 def test_a_jsonl_without_pieces(folder):

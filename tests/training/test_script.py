@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_helpers import AUDIO, M3, SYMBOLIC, read_log, weights
 
-from clamplib.models.checkpoints import load_clamp3, load_m3
+from clamplib.models.variants import load_clamp3, load_m3
 from clamplib.training.state import TrainingState
 
 
@@ -106,12 +106,13 @@ def test_no_data_says_so(run, make_config, capsys):
 
 
 def test_bad_lines_are_counted_and_named(run, make_config, capsys):
-    config = make_config(CLAMP3_NUM_EPOCH=1)
+    config = make_config(CLAMP3_NUM_EPOCH=1, NUM_WORKERS=2)
     with open(config.parent / "pieces.jsonl", "a") as lines:
         lines.write("\n{\n" + json.dumps({"id": "x", "filepaths": ["gone.abc"], "title": "x"}) + "\n")
+        lines.write(json.dumps({"id": "y", "filepaths": ["music/p0.abc"], "title": "\ud800"}) + "\n" + "[" * 200_000)
     assert run(SYMBOLIC, config) == 0
     out = capsys.readouterr().out
-    for words in ("2 problems, left out of the data", "line 25", "gone.abc"):
+    for words in ("4 problems, left out of the data", "line 25", "gone.abc", "line 27: expected Unicode", "line 28: "):
         assert words in out
 
 

@@ -106,6 +106,17 @@ def test_a_shard_cut_after_it_was_listed(tmp_path):
         file.read()
 
 
+def test_what_cannot_be_read_is_named(tmp_path):
+    shard = write_tar(tmp_path / "s.tar", {"a.abc": b"a"})
+    (tmp_path / "b.abc").write_text("b")
+    packed, alone = members(shard)["a.abc"], Finder().find(tmp_path / "b.abc")
+    shard.unlink()
+    (tmp_path / "b.abc").unlink()
+    for file, name in ((packed, "s.tar/a.abc"), (alone, "b.abc")):
+        with pytest.raises(InputError, match=f"{name}: No such file or directory"):
+            file.read()
+
+
 def read_all(files):
     return [file.read() for file in files]
 

@@ -7,21 +7,27 @@ the same number of steps. Only where a training batch has fewer items than there
 """
 
 import math
+import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from clamplib.files import InputError
 from clamplib.models import distributed
 from clamplib.models.encoders import pad
 from clamplib.training.datasets import CLaMP3Dataset, CLaMP3Item, M3Dataset, M3Item
 
 Batch = TypeVar("Batch")
+ENDING_SECONDS = 5.0  # after which workers that have not ended are killed
+WATCH_SECONDS = 1.0  # between two looks at whether the parent lives
 
 
 class LengthSortedBatches(Sampler[list[tuple[int, int]]]):
@@ -145,6 +151,58 @@ class CollateCLaMP3:
         }
 
 
+class BatchLoader(DataLoader):
+    """A DataLoader that raises the errors of its workers as they are, and that ends its workers when it is closed."""
+
+    def __iter__(self) -> Iterator[dict]:
+        for batch in super().__iter__():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """Ends the workers within seconds, also those that are stuck.
+
+        Call this after the last epoch and after an error. At the exit of Python it is too late: multiprocessing sends
+        SIGTERM to the workers, which ignore it, and waits for them.
+        """
+        iterator, self._iterator = self._iterator, None
+        if iterator is None:
+            return
+        # Torch has no public way to end persistent workers. Its own way waits for one after the other, and without
+        # end if one was killed while it held a lock.
+        ending = threading.Thread(target=iterator._shutdown_workers, daemon=True)
+        ending.start()
+        ending.join(ENDING_SECONDS)
+        if stuck := [worker for worker in iterator._workers if worker.is_alive()]:
+            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error for a killed worker
+            for worker in stuck:
+                worker.kill()
+                worker.join()
+            signal.signal(signal.SIGCHLD, handler)
+
+
+class _Batches(Dataset):
+    """Gives batches of a dataset's items, or the error of an item that cannot be read.
+
+    Torch would give an error of a worker as a page of traceback.
+    """
+
+    def __init__(self, dataset: M3Dataset | CLaMP3Dataset, collate: Callable[[list], dict]):
+        self.dataset = dataset
+        self.collate = collate
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> dict | Exception:
+        try:
+            return self.collate([self.dataset[item] for item in items])
+        except InputError as error:
+            return error
+
+
+def _as_it_is(batch: dict | Exception) -> dict | Exception:
+    return batch
+
+
 def make_loader(
     dataset: M3Dataset | CLaMP3Dataset,
     batch_size: int,
@@ -153,7 +211,7 @@ def make_loader(
     chunk_batches: int = 20,
     seed: int = 42,
     num_workers: int = 0,
-) -> DataLoader:
+) -> BatchLoader:
     """Makes this process's loader of a dataset; its `batch_sampler` is a LengthSortedBatches.
 
     Args:
@@ -173,21 +231,39 @@ def make_loader(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    return DataLoader(
-        dataset,
+    return BatchLoader(
+        _Batches(dataset, collate),
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=partial(_start_worker, os.getpid()),
     )
 
 
-def _ignore_signals(worker: int) -> None:
+def _start_worker(parent: int, worker: int) -> None:
     """A signal to the process group must not end a worker before the training has saved its state."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Torch ends a worker after its parent too, but not while it waits to hand over a batch.
+    watch_parent(parent, partial(os._exit, 1))
+
+
+def watch_parent(parent: int, then: Callable[[], None]) -> None:
+    """Starts a thread that makes a call when the parent of this process has ended.
+
+    Args:
+        parent: its process id.
+        then: the call.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        then()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Stopwatch:

@@ -196,10 +196,11 @@ def read_frames(file: File, size: int) -> np.ndarray:
         float32 [n, size].
 
     Raises:
-        InputError: the file does not hold such an array.
+        InputError: the file cannot be read, or does not hold such an array.
     """
+    data = file.read()
     try:
-        frames = audio_frames(read_array(BytesIO(file.read())), size)
+        frames = audio_frames(read_array(BytesIO(data)), size)
     except InputError as error:
         raise InputError(f"{show(file.path)}: {error}") from error
     finite = np.isfinite(frames).all(axis=1)

@@ -11,21 +11,23 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clamplib.models import distributed
-from clamplib.training.batches import LengthSortedBatches, Stopwatch
+from clamplib.training.batches import BatchLoader, LengthSortedBatches, Stopwatch
 from clamplib.training.objectives import Objective
 from clamplib.training.state import Progress, TrainingRecipe, TrainingState
 
 logger = logging.getLogger(__name__)
 
+TIMES = "  seconds "  # begins what differs when an epoch is repeated, in a line of the log
 PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 30  # between two updates of the progress bar
 
 
@@ -35,8 +37,8 @@ class Training:
 
     model: nn.Module
     objective: Objective
-    train_batches: DataLoader
-    eval_batches: DataLoader
+    train_batches: BatchLoader
+    eval_batches: BatchLoader
 
 
 def fit(
@@ -46,7 +48,7 @@ def fit(
     device: torch.device,
     report: Callable[[dict], None] | None = None,
 ) -> int:
-    """Trains to the last epoch, or until SIGINT or SIGTERM, after which the state is saved.
+    """Trains to the last epoch, or until SIGINT or SIGTERM, after which the state is saved. Closes the loaders.
 
     Args:
         training: what to train.
@@ -74,7 +76,7 @@ def fit(
         return 0
     step = _parallel(_Loss(training.model, training.objective), device)
     stopped_by = 0
-    with _Signals() as signals:
+    with closing(training.train_batches), closing(training.eval_batches), _Signals() as signals:
         while state.progress.epoch < recipe.epochs and not stopped_by:
             started = time.monotonic()
             stopwatch = Stopwatch()
@@ -94,8 +96,8 @@ def fit(
             }
             _finish_epoch(state, numbers, report)
             stopped_by = distributed.largest(signals.received)
-    if stopped_by:
-        _say(f"Stopped by {signal.Signals(stopped_by).name}; the same command goes on from here.")
+        if stopped_by:  # said while a signal that is late in this process is still noted
+            _say(f"Stopped by {signal.Signals(stopped_by).name}; the same command goes on from here.")
     return stopped_by
 
 
@@ -120,7 +122,7 @@ def _parallel(step: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _train_epoch(
-    step: nn.Module, state: TrainingState, batches: DataLoader, signals: "_Signals", stopwatch: Stopwatch
+    step: nn.Module, state: TrainingState, batches: BatchLoader, signals: "_Signals", stopwatch: Stopwatch
 ) -> int:
     """Trains the rest of an epoch; returns the number of the signal that ended it early, or 0."""
     state.model.train()
@@ -149,7 +151,7 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _evaluate(state: TrainingState, objective: Objective, batches: DataLoader) -> dict[str, float]:
+def _evaluate(state: TrainingState, objective: Objective, batches: BatchLoader) -> dict[str, float]:
     state.model.eval()
     with state.autocast():
         return objective.evaluate(state.model, (to_device(batch, state.device) for batch in batches))
@@ -168,17 +170,25 @@ def _finish_epoch(state: TrainingState, numbers: dict, report: Callable[[dict], 
         state.save(recipe.weights_path)
     if recipe.save_every and progress.epoch % recipe.save_every == 0:
         state.save(recipe.epoch_path(progress.epoch))
-    state.save(recipe.latest_path)
     line = "  ".join(f"{name} {_short(value)}" for name, value in numbers.items())
     if improved:
         line += "  best"
-    _say(line)
     if distributed.rank() == 0:
-        recipe.logs_path.parent.mkdir(parents=True, exist_ok=True)
-        with open(recipe.logs_path, "a", encoding="utf-8") as log:
+        _write_log(recipe.logs_path, line)  # before the state, else a training that is killed here loses the line
+    state.save(recipe.latest_path)
+    _say(line)
+    if report and distributed.rank() == 0:
+        report(numbers)
+
+
+def _write_log(path: Path, line: str) -> None:
+    """Appends a line, unless the last one is of the same epoch, which was interrupted before its state was saved."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8", errors="replace") as log:
+        log.seek(0)
+        last = log.read().rpartition("\n")[0].rpartition("\n")[2]
+        if last.partition(TIMES)[0] != line.partition(TIMES)[0]:
             log.write(line + "\n")
-        if report:
-            report(numbers)
 
 
 def to_device(batch, device: torch.device):

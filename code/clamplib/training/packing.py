@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 
 from tqdm import tqdm
 
-from clamplib.files import InputError, atomic_path, is_done, show
+from clamplib.files import InputError, atomic_path, not_older, show
 from clamplib.jobs import Report
 from clamplib.training import shards
 from clamplib.training.pieces import AUDIO_SUFFIXES, SYMBOLIC_SUFFIXES, find_file, numbered_lines, parse_line
@@ -70,7 +70,7 @@ def _plan(jsonl: Path, shard_size: int, report: Report) -> list[dict[str, shards
         try:
             names = _music_names(line)
         except InputError as error:
-            report.add_failure(f"{jsonl}, line {number}", error)
+            report.add_failure(f"{show(jsonl)}, line {number}", error, "read")
             continue
         for name in names:
             path = jsonl.parent / name
@@ -80,7 +80,7 @@ def _plan(jsonl: Path, shard_size: int, report: Report) -> list[dict[str, shards
             try:
                 members[_member_name(name, taken)] = find_file(path, finder)
             except InputError as error:
-                report.add_failure(path, error)
+                report.add_failure(path, error, "read")
         if not members:
             continue
         size = _size(members)
@@ -127,8 +127,8 @@ def _pack_shard(shard: Path, members: dict[str, shards.File], report: Report, pr
             progress.update(file.size)
             try:
                 data = file.read()
-            except (OSError, InputError) as error:
-                report.add_failure(file.path, error)
+            except InputError as error:
+                report.add_failure(file.path, error, "read")
                 continue
             header = tarfile.TarInfo(name)
             header.size = len(data)
@@ -142,7 +142,7 @@ def _check_done(shard: Path, members: dict[str, shards.File]) -> None:
     """Checks that the shard holds these members, and that none of them has changed since."""
     found = {name: file.size for name, file in shards.members(shard).items()}
     expected = {name: file.size for name, file in members.items()}
-    if found != expected or not all(is_done(file.shard or file.path, shard) for file in members.values()):
+    if found != expected or not all(not_older(shard, file.shard or file.path) for file in members.values()):
         raise InputError(
             f"{show(shard)}: expected no file, or a shard of the same files from an earlier run, got another: "
             "pack into a new folder, or remove it"

@@ -7,19 +7,24 @@ be a member of a shard (see shards).
 
 import json
 import random
+import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clamplib.embedding.sequences import check_mert_shape
 from clamplib.files import HEAD_BYTES, InputError, key, show, stated_shape, walk
-from clamplib.jobs import describe
 from clamplib.training import shards
 
 SYMBOLIC_SUFFIXES = (".abc", ".mtf")
 AUDIO_SUFFIXES = (".npy",)
 MODALITY_SUFFIXES = {"symbolic": SYMBOLIC_SUFFIXES, "audio": AUDIO_SUFFIXES}
+MOST_NESTED = 20  # lists and objects within each other; more could exhaust Python's stack when an item is made
 NOT_TEXT = ("id", "filepaths", "language", "translations")  # fields of a line that do not describe its piece
+
+_TOO_DEEP = f"expected at most {MOST_NESTED} lists and objects within each other, got more"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # half of an escaped character, such as an emoji
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +69,9 @@ def find_pieces(folders: Sequence[str | Path]) -> tuple[list[Piece], list[str]]:
             if file.size:
                 pieces.append(Piece(name, (file,)))
             else:
-                problems.append(f"{file.path}: expected music, got an empty file")
+                problems.append(f"{show(file.path)}: expected music, got an empty file")
     if not pieces:
-        raise InputError(f"{', '.join(map(str, folders))}: every .abc and .mtf file is empty")
+        raise InputError(f"{', '.join(map(show, folders))}: every .abc and .mtf file is empty")
     return pieces, problems
 
 
@@ -119,6 +124,8 @@ def read_pieces(
         found: list[str] = []
         try:
             fields, names = parse_line(line)
+            if _SURROGATE.search(line):
+                _check_texts(fields)
             if not evaluation_lines(fields):
                 raise InputError("expected a text field such as title or analysis, got none")
             files = _find_files(names, MODALITY_SUFFIXES[modality], find, found)
@@ -126,11 +133,11 @@ def read_pieces(
             pieces.append(Piece(_line_id(fields, number), files, scores, fields))
         except InputError as error:
             found.append(str(error))
-        problems += [f"{jsonl}, line {number}: {problem}" for problem in found]
+        problems += [f"{show(jsonl)}, line {number}: {problem}" for problem in found]
     if not pieces:
         first = f"; the first problem: {problems[0]}" if problems else ""
         suffixes = " or ".join(MODALITY_SUFFIXES[modality])
-        raise InputError(f"{jsonl}: expected pieces with a text and {suffixes} files, got none{first}")
+        raise InputError(f"{show(jsonl)}: expected pieces with a text and {suffixes} files, got none{first}")
     return pieces, problems
 
 
@@ -149,18 +156,43 @@ def parse_line(line: bytes) -> tuple[dict[str, object], list[str]]:
         The fields of the line, and the paths in its `filepaths`.
 
     Raises:
-        InputError: the line is not a JSON object, or its `filepaths` is not a list of strings.
+        InputError: the line is not a JSON object in UTF-8, is nested too deeply, or its `filepaths` is not a list of
+            strings.
     """
     try:
-        fields = json.loads(line)
+        fields = json.loads(line.decode("utf-8-sig"))
     except ValueError as error:
         raise InputError(f"expected a JSON object, got {error}") from error
+    except RecursionError as error:
+        raise InputError(_TOO_DEEP) from error
     if not isinstance(fields, dict):
         raise InputError(f"expected a JSON object, got {type(fields).__name__}")
+    _check_depth(fields, MOST_NESTED)
     names = fields.get("filepaths")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"expected filepaths to be a list of paths, got {names!r}")
+        raise InputError(f"expected filepaths to be a list of paths, got {reprlib.repr(names)}")
     return fields, names
+
+
+def _check_depth(value: object, allowed: int) -> None:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        if not allowed:
+            raise InputError(_TOO_DEEP)
+        for inner in value:
+            _check_depth(inner, allowed - 1)
+
+
+def _check_texts(fields: Mapping[str, object]) -> None:
+    """Checks that the texts can be encoded. (A path may hold half a surrogate pair: so Python spells odd bytes.)"""
+    for name, value in fields.items():
+        try:
+            if name != "filepaths":
+                json.dumps({name: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            wrong = ascii(error.object[error.start])
+            raise InputError(f"expected Unicode text in {name!a}, got {wrong}, half a surrogate pair") from error
 
 
 def find_file(path: Path, finder: shards.Finder) -> shards.File:
@@ -194,10 +226,11 @@ def _find_files(
 
 def _check_features(file: shards.File, audio_size: int) -> None:
     """Checks that the header is that of an array that a training on audio can read."""
+    head = file.read(HEAD_BYTES)
     try:
-        check_mert_shape(stated_shape(file.read(HEAD_BYTES), file.size), audio_size)
-    except (OSError, InputError) as error:
-        raise InputError(f"{show(file.path)}: {describe(error)}") from error
+        check_mert_shape(stated_shape(head, file.size), audio_size)
+    except InputError as error:
+        raise InputError(f"{show(file.path)}: {error}") from error
 
 
 def _line_id(fields: Mapping[str, object], number: int) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,16 +12,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from clamplib.command import guarded, make_parser
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models import distributed
-from clamplib.models.checkpoints import load_tokenizer
 from clamplib.models.encoders import CLaMP3Model, M3Model
 from clamplib.models.settings import load_m3_encoder, load_settings, load_text_encoder, make_geometry
-from clamplib.training.batches import CollateCLaMP3, collate_m3, make_loader
+from clamplib.models.variants import load_tokenizer
+from clamplib.training.batches import BatchLoader, CollateCLaMP3, collate_m3, make_loader, watch_parent
 from clamplib.training.datasets import CLaMP3Dataset, M3Dataset
 from clamplib.training.loop import Training, fit
 from clamplib.training.objectives import CLaMP3Objective, M3Objective
@@ -70,17 +70,17 @@ def run_training(args: argparse.Namespace, config: str | Path, modality: str | N
         after an error.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers already use the cores
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent; if it is killed, the state is saved
+        watch_parent(os.getppid(), partial(os.kill, os.getpid(), signal.SIGTERM))
     device = distributed.start()
-    try:
-        settings = load_settings(*args.config, config=config)
-        if modality and args.freeze_text:
-            settings.FREEZE_TEXT = True
-        if args.epochs is not None:
-            setattr(settings, f"{_prefix(modality)}_NUM_EPOCH", args.epochs)
-        with _messages_on_terminal():
-            stopped_by = _train(settings, modality, device)
-    finally:
-        distributed.stop()
+    settings = load_settings(*args.config, config=config)
+    if modality and args.freeze_text:
+        settings.FREEZE_TEXT = True
+    if args.epochs is not None:
+        setattr(settings, f"{_prefix(modality)}_NUM_EPOCH", args.epochs)
+    with _messages_on_terminal():
+        stopped_by = _train(settings, modality, device)
+    distributed.stop()  # not after an error, when the others are not there; they notice that this process ends
     return 128 + stopped_by if stopped_by else 0
 
 
@@ -272,7 +272,7 @@ def _print_problems(problems: Sequence[str]) -> None:
 
 def _loader(
     dataset: M3Dataset | CLaMP3Dataset, batch_size: int, collate: Callable, settings: SimpleNamespace
-) -> DataLoader:
+) -> BatchLoader:
     return make_loader(
         dataset,
         batch_size,

@@ -46,14 +46,16 @@ class File:
         """Reads all bytes, or the first `count`.
 
         Raises:
-            InputError: the shard was cut after its headers were read.
-            OSError: the file or the shard cannot be read.
+            InputError: the file or the shard cannot be read, or the shard was cut after its headers were read.
         """
-        if self.shard is None:
-            with open(self.path, "rb") as file:
-                return file.read(count)
-        count = self.size if count is None else min(count, self.size)
-        data = _open(self.shard).read(self.offset, count)
+        try:
+            if self.shard is None:
+                with open(self.path, "rb") as file:
+                    return file.read(count)
+            count = self.size if count is None else min(count, self.size)
+            data = _open(self.shard).read(self.offset, count)
+        except OSError as error:
+            raise InputError(f"{show(self.path)}: {error.strerror or error}") from error
         if len(data) < count:
             raise InputError(f"{show(self.path)}: expected {count} bytes in the shard, got {len(data)}: it was cut")
         return data

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from clamplib.files import InputError
+from clamplib.files import InputError, show
 from clamplib.models import distributed
 from clamplib.models.checkpoints import fit_positions, load_checkpoint, load_weights, save_checkpoint
 
@@ -158,7 +158,11 @@ class TrainingState:
             self.scheduler.step()
 
     def save(self, path: Path) -> None:
-        """Writes a checkpoint. All processes call this; the first one writes, and the others wait for it."""
+        """Writes a checkpoint. All processes call this; the first one writes, and the others wait for it.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         if distributed.rank() == 0:
             entries = {
                 "model": self.model.state_dict(),
@@ -166,7 +170,11 @@ class TrainingState:
                 "lr_sched": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }
-            save_checkpoint(path, {**entries, **vars(self.progress), **self.recipe.stage})
+            try:
+                save_checkpoint(path, {**entries, **vars(self.progress), **self.recipe.stage})
+            except RuntimeError as error:  # torch's, where the disk is full
+                message = f"{show(path)}: expected to write a checkpoint, got {error}; is the disk full?"
+                raise OSError(message) from error
         distributed.wait()
 
     def resume(self) -> None:
