@@ -15,9 +15,9 @@ from bench.common import Row, seconds, tune_books
 from clamplib.embedding.encoding import Encoder, clamp3_encoders, encode
 from clamplib.formats.notation import split_tunes
 from clamplib.formats.patchilizer import M3Patchilizer
-from clamplib.models.checkpoints import LoadedModel
 from clamplib.models.encoders import CLaMP3Model
 from clamplib.models.geometry import Geometry
+from clamplib.models.variants import LoadedModel
 
 ITEMS = 48
 SAMPLE = 6  # items that the naive way is timed with

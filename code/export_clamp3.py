@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from clamplib.command import guarded, make_parser
-from clamplib.models.checkpoints import load_clamp3, load_m3, load_tokenizer, save_variant
 from clamplib.models.settings import load_settings, make_geometry
+from clamplib.models.variants import load_clamp3, load_m3, load_tokenizer, save_variant
 from utils import CONFIG
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}

@@ -17,8 +17,8 @@ from clamplib.embedding.encoding import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from clamplib.embedding.folders import extract_files, input_files
 from clamplib.embedding.reading import SEQUENCE_SUFFIXES
 from clamplib.models import distributed
-from clamplib.models.checkpoints import LoadedModel
 from clamplib.models.settings import load_variant
+from clamplib.models.variants import LoadedModel
 from utils import CONFIG
 
 

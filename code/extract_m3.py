@@ -7,8 +7,8 @@ example: accelerate launch extract_m3.py scores features/scores_m3
 
 import sys
 
-from clamplib.models.checkpoints import LoadedModel
 from clamplib.models.settings import load_m3_variant
+from clamplib.models.variants import LoadedModel
 from extract_clamp3 import extract, extraction_parser
 from utils import CONFIG
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, BertConfig
+from transformers import BertConfig
 
 from clamplib.formats import patchilizer
 from clamplib.models import encoders as models
 from clamplib.models import settings
 from clamplib.models.encoders import M3Model, M3TokenDecoder
+from clamplib.models.geometry import read_text_config
 from clamplib.models.loss import contrastive_loss
 from clamplib.training.augment import corrupt_patches, remove_instrument_info, select_patches
 
@@ -82,7 +83,7 @@ class CLaMP3Model(models.CLaMP3Model):
         super().__init__(
             audio_config,
             symbolic_config,
-            AutoConfig.from_pretrained(text_model_name),
+            read_text_config(text_model_name),
             hidden_size,
             SETTINGS.LOGIT_SCALE,
             SETTINGS.LEARNED_TEMPERATURE,

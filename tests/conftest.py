@@ -11,8 +11,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported; n
 import pytest
 from transformers import AutoTokenizer
 
-from clamplib.models.checkpoints import load_clamp3, load_m3, save_variant
 from clamplib.models.geometry import Geometry
+from clamplib.models.variants import load_clamp3, load_m3, save_variant
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -15,11 +15,12 @@ two spaces has does not tell them apart, and a folder without the file is taken 
 import json
 from pathlib import Path
 
-from clamplib.files import InputError, atomic_path
+from clamplib.files import InputError, atomic_path, show
 
 SPACE_FILE = "space.json"
 IDENTITY = ("weights_sha256", "kind")  # what makes two spaces one
 READING = ("abc", "front")  # where both have them
+MAX_BYTES = 1 << 24  # of a space.json; real ones have kilobytes
 
 
 def read_space(path: str | Path) -> dict | None:
@@ -29,7 +30,7 @@ def read_space(path: str | Path) -> dict | None:
     """
     path = Path(path).resolve()
     above = next((folder / SPACE_FILE for folder in (path, *path.parents) if (folder / SPACE_FILE).is_file()), None)
-    below = sorted(path.rglob(SPACE_FILE)) if path.is_dir() else []
+    below = sorted(filter(Path.is_file, path.rglob(SPACE_FILE))) if path.is_dir() else []
     found = [(file.parent, _load(file)) for file in dict.fromkeys([above, *below]) if file]
     for folder, space in found[1:]:
         check_same_space(*found[0], folder, space)
@@ -45,7 +46,7 @@ def write_space(folder: str | Path, space: dict) -> None:
 def front_of(space: dict | None) -> dict:
     """The field `front` of vectors that are made from features of this space; {} where these are not of audio."""
     kind = (space or {}).get("kind", "")
-    if kind.startswith("mert"):
+    if kind.startswith("mert") and "weights_sha256" in space:
         return {"front": f"mert-{space['weights_sha256'][:16]}"}
     return {"front": kind} if kind == "spectral" else {}
 
@@ -65,15 +66,21 @@ def check_same_space(name_a: str | Path, a: dict | None, name_b: str | Path, b: 
 
 
 def _load(file: Path) -> dict:
+    expected = f"{show(file)}: expected the JSON that extraction writes"
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise InputError(f"{expected}, at most {MAX_BYTES:,} bytes, got {size:,}")
     try:
         space = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file}: expected the JSON that extraction writes, could not read it ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{expected}, could not read it ({type(error).__name__}: {error})") from error
     if not isinstance(space, dict):
-        raise InputError(f"{file}: expected a JSON object, got {type(space).__name__}")
+        raise InputError(f"{show(file)}: expected a JSON object, got {type(space).__name__}")
+    for field in (*IDENTITY, *READING):
+        if not isinstance(space.get(field, ""), str):
+            raise InputError(f"{expected}, a text as {field}, got {type(space[field]).__name__}")
     return space
 
 
 def _describe(space: dict) -> str:
     weights = str(space.get("weights_sha256"))[:12]
-    return f"{space.get('kind')}, variant {space.get('variant')}, weights {weights}"
+    return show(f"{space.get('kind')}, variant {space.get('variant')}, weights {weights}")

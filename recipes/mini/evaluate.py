@@ -22,7 +22,7 @@ from clamplib.embedding.encoding import encode_audio, encode_scores, encode_text
 from clamplib.evaluation.metrics import retrieval_metrics
 from clamplib.evaluation.pairs import vector_ranks
 from clamplib.files import load_array
-from clamplib.models.checkpoints import load_clamp3
+from clamplib.models.variants import load_clamp3
 from clamplib.retrieval.similarity import normalize
 from clamplib.training.augment import hide_header, remove_instrument_info
 from recipes.mini.build import audio_name, facts_of, held_out_clips, read_jsonl

@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -129,6 +130,41 @@ def test_relaxed_attention_is_refused(own):
         load_mert(own)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers must be at most 1000"),
+        ({"conv_dim": [8] * 20_000}, "conv_dim must have at most 10000 entries"),
+        ({"hidden_size": "64"}, "'hidden_size' expected int"),
+        ({"hidden_act": "magic"}, "magic"),
+        ({"sample_rate": 10**12}, "sample_rate must be a whole number from 1 to 384000, not 1000000000000"),
+        ({"sample_rate": "24000"}, "sample_rate must be a whole number"),
+        ({"conv_stride": [0, 2]}, "conv_stride must be whole numbers above 0"),
+    ],
+)
+def test_sizes_of_no_model_are_refused(own, changes, message):
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(InputError, match=rf"config\.json: expected the sizes of a MERT model \(.*{message}"):
+        load_mert(own)
+
+
+def test_sizes_are_compared_with_the_weights_before_memory_is_taken(own):
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**config, "intermediate_size": 10**12}))
+    with pytest.raises(InputError, match=r"pytorch_model\.bin: .*another geometry"):
+        load_mert(own)
+
+
+def test_code_is_not_run(own, monkeypatch):
+    monkeypatch.setattr("builtins.input", None)
+    (own / "modeling_mert.py").write_text("raise SystemExit('this code was run')")
+    config = json.loads((own / "config.json").read_text())
+    code = {"AutoConfig": "modeling_mert.MERTConfig", "AutoModel": "modeling_mert.MERTModel"}  # as published
+    (own / "config.json").write_text(json.dumps({**config, "auto_map": code}))
+    load_mert(own)
+
+
 class Malice:
     def __reduce__(self):
         return os.mkdir, ("malice",)
@@ -152,9 +188,10 @@ def test_damaged_weights_are_named(own, monkeypatch):
     (own / "model.safetensors").write_bytes(b"words")
     with pytest.raises(InputError, match="model.safetensors: expected a checkpoint or weights, got 5 bytes"):
         load_mert(own)
-    (own / "config.json").write_text("words")
-    with pytest.raises(InputError, match="config.json: expected the JSON"):
-        load_mert(own)
+    for content in ("words", "[]", "[" * 200_000):
+        (own / "config.json").write_text(content)
+        with pytest.raises(InputError, match="config.json: expected the JSON of a MERT model"):
+            load_mert(own)
     (own / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="expected config.json and model.safetensors or pytorch_model.bin"):
         load_mert(own)
@@ -163,22 +200,22 @@ def test_damaged_weights_are_named(own, monkeypatch):
 def test_the_hub_is_asked_for_the_very_files(mert_weights, monkeypatch, mert):
     asked = []
 
-    def download(repo, name):
+    def download(repo, name, revision):
         asked.append((repo, name))
         if not (mert_weights / name).is_file():
             raise LocalEntryNotFoundError("no such entry")
         return str(mert_weights / name)
 
-    monkeypatch.setattr(mert_module.huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert load_mert().space["weights_sha256"] == mert.space["weights_sha256"]
     assert asked == [("m-a-p/MERT-v1-95M", name) for name in ("config.json", "model.safetensors", "pytorch_model.bin")]
 
 
 def test_what_cannot_be_fetched_is_named(run, golden, tmp_path, monkeypatch):
-    def refuse(repo, name):
+    def refuse(repo, name, revision):
         raise LocalEntryNotFoundError("outgoing traffic has been disabled")
 
-    monkeypatch.setattr(mert_module.huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     status, _, err = run(golden / "mert/wav", tmp_path / "out")
     assert status == 1 and not (tmp_path / "out").exists()
     for part in ("m-a-p/MERT-v1-95M", "config.json", "pytorch_model.bin", "380 MB", "CC-BY-NC-4.0", "--model_path"):

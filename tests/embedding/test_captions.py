@@ -1,10 +1,13 @@
 """Images by their captions, from a tiny BLIP whose captions are meaningless but differ from image to image."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -126,27 +129,99 @@ def test_damaged_weights_are_named(blip, tmp_path):
     own = Path(shutil.copytree(blip, tmp_path / "own"))
     weights = (own / "model.safetensors").read_bytes()
     (own / "model.safetensors").write_bytes(weights[:1000])
-    with pytest.raises(InputError, match="own: expected all files of Salesforce/blip"):
+    with pytest.raises(InputError, match=r"model\.safetensors: expected a checkpoint or weights, got 1,000 bytes"):
         Captioner(own)([])
     (own / "model.safetensors").write_bytes(weights)
     (own / "tokenizer.json").write_text("words")
     with pytest.raises(InputError, match="own: expected all files of Salesforce/blip"):
         Captioner(own)([])
-    for text, reason in (("words", "expected the JSON of a BLIP model"), ('{"model_type": "bert"}', "got 'bert'")):
+    for text, reason in (
+        ("words", "expected the JSON of a BLIP model"),
+        ("[]", "expected the JSON of a BLIP model, an object, got list"),
+        ("[" * 200_000, "expected the JSON of a BLIP model"),
+        ('{"model_type": "bert"}', "got 'bert'"),
+    ):
         (own / "config.json").write_text(text)
         with pytest.raises(InputError, match=rf"config\.json: .*{reason}"):
             Captioner(own)([])
+
+
+def change(path: Path, part: str | None = None, **changes) -> None:
+    """Changes entries of a JSON file, or of a part of it."""
+    values = json.loads(path.read_text())
+    (values[part] if part else values).update(changes)
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("text_config", {"num_hidden_layers": 10**6}, r"config\.json: .*num_hidden_layers must be at most 1000"),
+        ("vision_config", {"num_labels": 10**9}, r"config\.json: .*num_labels must be at most 65536"),
+        ("text_config", {"vocab_size": 10**12}, r"model\.safetensors: expected weights of [\d,]+ values, .*, got"),
+        ("vision_config", {"hidden_size": "x"}, r"own: expected all files of .*'hidden_size' expected int"),
+    ],
+)
+def test_sizes_of_no_model_are_refused(blip, tmp_path, part, changes, message):
+    own = Path(shutil.copytree(blip, tmp_path / "own"))
+    change(own / "config.json", part, **changes)
+    with pytest.raises(InputError, match=message):
+        Captioner(own)([])
+
+
+def test_images_are_not_enlarged_beyond_what_the_model_reads(blip, tmp_path):
+    own = Path(shutil.copytree(blip, tmp_path / "own"))
+    [settings] = [path for path in own.iterdir() if '"height"' in path.read_text("latin-1")]
+    settings.write_text(settings.read_text().replace('"height": 32', '"height": 1000000000'))
+    with pytest.raises(InputError, match="own: .*images must be brought to 32 x 32"):
+        Captioner(own)([])
+
+
+def test_code_is_not_run(blip, tmp_path, monkeypatch):
+    def ask(*_):
+        raise AssertionError("a question was asked")
+
+    monkeypatch.setattr("builtins.input", ask)
+    own = Path(shutil.copytree(blip, tmp_path / "own"))
+    (own / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass Evil: pass")
+    names = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoImageProcessor", "AutoTokenizer")
+    for path in own.glob("*.json"):
+        if path.name != "tokenizer.json":
+            code = {name: ["evil.Evil", "evil.Evil"] if name == "AutoTokenizer" else "evil.Evil" for name in names}
+            change(path, auto_map=code)
+    assert Captioner(own)([picture(0)]) == Captioner(blip)([picture(0)])
+    for path in own.glob("*.json"):  # classes that transformers does not have
+        if "processor" in path.name or path.name == "tokenizer_config.json":
+            change(path, tokenizer_class="Evil", image_processor_type="Evil", processor_class="Evil")
+    try:
+        Captioner(own)([picture(0)])
+    except InputError as error:
+        assert "own: expected all files" in str(error)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_code_is_not_run(blip, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    own = Path(shutil.copytree(blip, tmp_path / "own"))
+    (own / "model.safetensors").unlink()
+    torch.save({"weight": Evil()}, own / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin: expected a checkpoint or weights"):
+        Captioner(own)([])
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_hub_is_asked_for_what_is_needed(blip, tmp_path, monkeypatch, captioner):
     asked = []
     cached = Path(shutil.copytree(blip, tmp_path / "cached"))
 
-    def download(name, allow_patterns):
+    def download(name, revision, allow_patterns):
         asked.append((name, *allow_patterns))
         return str(cached)
 
-    monkeypatch.setattr(captions.huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert Captioner().weights_sha256 == captioner.weights_sha256
     assert asked == [(BLIP_REPO, "*.json", "*.txt", "model.safetensors")]
     (cached / "model.safetensors").unlink()
@@ -157,10 +232,10 @@ def test_the_hub_is_asked_for_what_is_needed(blip, tmp_path, monkeypatch, captio
         ("someone/blip", "pytorch_model.bin"),
     ]
 
-    def refuse(name, allow_patterns):
+    def refuse(name, revision, allow_patterns):
         raise OSError("refused")
 
-    monkeypatch.setattr(captions.huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(FileNotFoundError) as raised:
         Captioner()([])
     for part in (BLIP_REPO, "refused", "990 MB", "into a folder"):

@@ -22,7 +22,7 @@ from sound import sine
 
 from clamplib import CLaMP3Encoder, CLaMP3Module, Waveform
 from clamplib.files import InputError
-from clamplib.models.checkpoints import MINI, load_clamp3
+from clamplib.models.variants import MINI, load_clamp3
 
 CLOSE = {"atol": 1e-6, "rtol": 0}
 LONG = " ".join(["a slow and very sad air"] * 60)
@@ -226,6 +226,33 @@ def test_without_remote_code(tiny_variant):
     with pytest.raises(ValueError, match=r"(?s)sentence_transformer\.CLaMP3Module'.*trust_remote_code=True"):
         SentenceTransformer(str(tiny_variant), device="cpu")
     model = SentenceTransformer(modules=[CLaMP3Module.load(str(tiny_variant)), Normalize()], device="cpu")
+    np.testing.assert_array_equal(model.encode(TEXTS), load(tiny_variant).encode(TEXTS))
+
+
+def test_damaged_folders_are_named(tiny_variant, tmp_path):
+    """With the option that lets a folder run code of its own, too."""
+    own = Path(shutil.copytree(tiny_variant, tmp_path / "own"))
+    whole = json.loads((own / "config.json").read_text())
+    evil = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    (own / "evil.py").write_text("raise SystemExit('this code was run')")
+    for changes, message in (
+        ({"m3_hidden_size": 64 * 10**9}, "m3_hidden_size must be at most 65536"),
+        ({"text_config": evil}, "code that comes with a model is never run"),
+    ):
+        (own / "config.json").write_text(json.dumps(whole | changes))
+        with pytest.raises(InputError, match=rf"own/config\.json: .*{message}"):
+            load(own)
+    (own / "config.json").write_text(json.dumps(whole))
+    (own / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match=r"own/tokenizer\.json: expected the tokenizer"):
+        load(own)
+
+
+def test_the_module_itself_runs_no_code_of_a_folder(tiny_variant, tmp_path):
+    own = Path(shutil.copytree(tiny_variant, tmp_path / "own"))
+    (own / "evil.py").write_text("raise SystemExit('this code was run')")
+    (own / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "evil.Evil"}]')
+    model = SentenceTransformer(modules=[CLaMP3Module.load(str(own)), Normalize()], device="cpu")
     np.testing.assert_array_equal(model.encode(TEXTS), load(tiny_variant).encode(TEXTS))
 
 

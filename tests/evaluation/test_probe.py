@@ -22,7 +22,8 @@ from clamplib.evaluation.probe import (
     train_probe,
 )
 from clamplib.files import InputError
-from clamplib.models.checkpoints import load_clamp3, save_checkpoint
+from clamplib.models.checkpoints import save_checkpoint
+from clamplib.models.variants import load_clamp3
 from clamplib.retrieval.similarity import load_features
 from recipes.mini.convert import without_labels
 from recipes.mini.corpus import corpus_pieces

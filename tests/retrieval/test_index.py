@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import uuid
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -380,6 +381,107 @@ def test_a_damaged_index_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: expected the folder of an index, got a file"):
         ExactIndex(tmp_path / "file", SPACE, WIDTH)
+
+
+def edit(folder, *statements):
+    with closing(sqlite3.connect(folder / ExactIndex.TABLE)) as table:
+        for statement in statements:
+            table.execute(statement)
+        table.commit()
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """An index of three records, to be damaged: its folder."""
+    index = ExactIndex(tmp_path / "i", SPACE, WIDTH)
+    index.upsert([Record(f"{i}", f"key {i}") for i in range(3)], AXES[:3])
+    return tmp_path / "i"
+
+
+def use(folder):
+    """Does all that an index can do."""
+    index = ExactIndex(folder, SPACE)
+    index.records()
+    index.vectors(["key 0", "key 1", "key 2"])
+    index.search(AXES[:2], 3)
+    index.search(AXES[:2], 3, label="")
+    index.upsert([Record("new", "new")], AXES[:1])
+    index.remove(["0", "1", "2"])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM state",
+        "UPDATE state SET space = '{'",
+        "UPDATE state SET space = '[]'",
+        "UPDATE state SET space = printf('%.*c', 200000, '[')",
+        "UPDATE state SET space = x'ff'",
+        "UPDATE state SET width = 1000000000000",
+        "UPDATE state SET width = -8",
+        "UPDATE state SET width = 'wide'",
+        "UPDATE state SET rows = -1",
+        "UPDATE state SET rows = 1.5",
+        "UPDATE state SET rows = NULL",
+        "UPDATE state SET matrix = NULL",
+        "UPDATE state SET matrix = 'records.sqlite'",
+        "UPDATE state SET matrix = '../vectors-00000000000000000000000000000000.f32'",
+        "UPDATE state SET matrix = '/etc/passwd'",
+        "UPDATE records SET row = 1000000000000",
+        "UPDATE records SET row = -1",
+        "UPDATE records SET row = 'first'",
+        "UPDATE records SET row = x'00ff'",
+        "UPDATE records SET row = 0.5",
+        "UPDATE records SET label = 5",
+        "UPDATE records SET modality = NULL",
+        "DROP TABLE records",
+        "ALTER TABLE state RENAME COLUMN rows TO vectors",  # as in another version
+        "CREATE VIEW other AS SELECT 1",
+        "CREATE TRIGGER other AFTER INSERT ON records BEGIN DELETE FROM records; END",
+    ],
+)
+def test_a_damaged_table_is_named(damaged, statement):
+    edit(damaged, statement)
+    with pytest.raises(
+        InputError, match=r"i/records\.sqlite: expected the table of an index, could not use it \(.+\)$"
+    ):
+        use(damaged)
+
+
+def test_a_table_names_no_file_elsewhere(damaged, tmp_path):
+    """An index of someone else's that named one would have it read, and written at the next update."""
+    [matrix] = damaged.glob("vectors-*")
+    own = tmp_path / matrix.name
+    own.write_bytes(bytes(3 * WIDTH * 4))
+    edit(damaged, f"UPDATE state SET matrix = '{own}'")
+    with pytest.raises(InputError, match="its state is damaged"):
+        use(damaged)
+    assert own.read_bytes() == bytes(3 * WIDTH * 4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30, -5.0])
+def test_damaged_vectors_are_named(damaged, value):
+    [matrix] = damaged.glob("vectors-*")
+    vectors = np.fromfile(matrix, "<f4").reshape(3, WIDTH)
+    vectors[1] = value
+    vectors.tofile(matrix)
+    with pytest.raises(InputError, match=r"vectors-.*\.f32: expected vectors of length 1, .* make it again"):
+        ExactIndex(damaged).search(AXES[1:2], 3)
+
+
+@pytest.mark.parametrize("name", ["records.sqlite", "vectors-*"])
+@pytest.mark.parametrize("seed", range(12))
+def test_an_index_with_flipped_bits_answers_or_is_refused(damaged, name, seed):
+    rng = np.random.default_rng(seed)
+    [path] = damaged.glob(name)
+    data = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    for _ in range(20):
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    path.write_bytes(data[: rng.integers(len(data))].tobytes() if seed % 4 == 0 else data.tobytes())
+    try:
+        use(damaged)
+    except InputError as error:
+        assert str(error).startswith(f"{damaged}/") and str(error).isprintable()
 
 
 KILLED_AT_EVERY_LINE = """

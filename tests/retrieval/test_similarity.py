@@ -133,10 +133,18 @@ def test_different_spaces_are_refused(tmp_path):
 
 def test_a_broken_space_file_is_named(tmp_path):
     write(tmp_path, {"x": [1]})
-    for content in ("{", "[]"):
-        (tmp_path / "space.json").write_text(content)
+    for content in ("{", "[]", "[" * 200_000, "\xff", '{"kind": 5}', '{"weights_sha256": null}', '{"front": []}'):
+        (tmp_path / "space.json").write_text(content, encoding="latin-1")
         with pytest.raises(InputError, match=r"space\.json: expected"):
             load_features(tmp_path)
+
+
+def test_a_huge_space_file_is_not_read(tmp_path):
+    write(tmp_path, {"x": [1]})
+    with open(tmp_path / "space.json", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match=r"space\.json: expected .*, at most 16,777,216 bytes, got 1,099,511,627,776"):
+        load_features(tmp_path)
 
 
 @pytest.mark.parametrize("top_k", [1, 10, 5000])

@@ -10,13 +10,11 @@ A folder of weights contains
     model.safetensors or pytorch_model.bin     weights, under the names of old or new versions of torch
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import torch
 from huggingface_hub.errors import EntryNotFoundError
@@ -26,11 +24,12 @@ from clamplib import __version__
 from clamplib.audio import WINDOW_SECONDS, Recording, recording_name
 from clamplib.audio.decoding import windows
 from clamplib.files import InputError, show
-from clamplib.models.checkpoints import CONFIG_NAME, fetching, load_weights, read_weights, weights_sha256
+from clamplib.models.checkpoints import check_bytes, check_shapes, load_weights, read_weights, weights_sha256
+from clamplib.models.geometry import CONFIG_NAME, cause_of, check_sizes, read_config
+from clamplib.models.hub import MERT_REPO, fetch_file, fetching
 
-MERT_REPO = "m-a-p/MERT-v1-95M"
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")  # the first one that is there
-DEFAULT_RATE = 24_000  # Hz, if config.json names none
+DEFAULT_RATE, MAX_RATE = 24_000, 384_000  # Hz; the first if config.json names none
 GPU_WINDOWS, CPU_WINDOWS = 16, 4  # per batch
 
 SIZES = (  # what HubertConfig takes from config.json
@@ -129,9 +128,15 @@ def load_mert(model_path: str | Path = MERT_REPO) -> Mert:
     config_path, path = _find_files(model_path)
     config = _read_config(config_path)
     sizes = {name: config[name] for name in SIZES if name in config}
-    with torch.device("meta"):  # without random weights, because others are loaded
-        model = HubertModel(HubertConfig(**sizes))
-    load_weights(model.to_empty(device="cpu"), _in_new_names(read_weights(path)), path)
+    try:
+        with torch.device("meta"):  # takes no memory
+            model = HubertModel(HubertConfig(**sizes))
+    except Exception as error:  # transformers, huggingface_hub and torch raise a dozen kinds
+        raise InputError(f"{show(config_path)}: expected the sizes of a MERT model ({cause_of(error)})") from error
+    state = _in_new_names(read_weights(path))
+    check_shapes(model, {name: list(value.shape) for name, value in state.items()}, path)
+    check_bytes(model, path)
+    load_weights(model.to_empty(device="cpu"), state, path)
     space = {
         "kind": "mert",
         "variant": str(model_path),
@@ -163,22 +168,28 @@ def _find_files(model_path: str | Path) -> tuple[Path, Path]:
         "license CC-BY-NC-4.0) into a folder and give it as --model_path."
     )
     with fetching(f"{show(model_path)} is not a folder,", remedy):
-        config = huggingface_hub.hf_hub_download(str(model_path), CONFIG_NAME)
-        return Path(config), _fetch_weights(str(model_path))
+        return fetch_file(str(model_path), CONFIG_NAME), _fetch_weights(str(model_path))
 
 
 def _fetch_weights(repo: str) -> Path:
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, WEIGHTS_NAMES[0]))
+        return fetch_file(repo, WEIGHTS_NAMES[0])
     except EntryNotFoundError:
-        return Path(huggingface_hub.hf_hub_download(repo, WEIGHTS_NAMES[1]))
+        return fetch_file(repo, WEIGHTS_NAMES[1])
 
 
 def _read_config(path: Path) -> dict:
+    config = read_config(path, "a MERT model")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        check_sizes(config)
+        rate = config.get("sample_rate", DEFAULT_RATE)
+        if type(rate) is not int or not 0 < rate <= MAX_RATE:
+            raise ValueError(f"sample_rate must be a whole number from 1 to {MAX_RATE}, not {rate!r}")
+        strides = config.get("conv_stride", [1])  # nothing in the weights depends on them
+        if not isinstance(strides, list) or any(type(stride) is not int or stride < 1 for stride in strides):
+            raise ValueError(f"conv_stride must be whole numbers above 0, not {strides!r}")
     except ValueError as error:
-        raise InputError(f"{show(path)}: expected the JSON of a MERT model ({error})") from error
+        raise InputError(f"{show(path)}: expected the sizes of a MERT model ({error})") from error
     for name, feature in UNSUPPORTED.items():
         value = config.get(name)
         if value and value != -1:  # attention_relax is -1 if it is off

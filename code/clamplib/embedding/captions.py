@@ -9,19 +9,19 @@ Understanding and Generation", 2022; the implementation is that of transformers)
 """
 
 import io
-import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import huggingface_hub
 import torch
-from transformers import BlipForConditionalGeneration, BlipProcessor
+from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 
 from clamplib.embedding.reading import BLIP_REPO
 from clamplib.files import InputError, show
-from clamplib.models.checkpoints import CONFIG_NAME, fetching, weights_sha256
+from clamplib.models.checkpoints import check_bytes, read_shapes, weights_sha256
+from clamplib.models.geometry import CONFIG_NAME, cause_of, check_sizes, read_config
+from clamplib.models.hub import fetch_folder, fetching
 
 try:
     from PIL import Image, ImageOps
@@ -88,13 +88,25 @@ class Captioner:
     @cached_property
     def _parts(self) -> tuple[BlipProcessor, BlipForConditionalGeneration]:
         folder = self._folder
-        _check_model_type(folder / CONFIG_NAME)
+        config = _read_blip_config(folder / CONFIG_NAME)
+        weights = _find_weights(folder)
+        read_shapes(weights)  # names damaged weights
         try:
-            model = BlipForConditionalGeneration.from_pretrained(folder).float().eval().to(self.device)
-            return BlipProcessor.from_pretrained(folder), model
+            with torch.device("meta"):  # takes no memory
+                sketch = BlipForConditionalGeneration(BlipConfig.from_dict(config))
+            check_bytes(sketch, weights)
+            model = BlipForConditionalGeneration.from_pretrained(folder, trust_remote_code=False)
+            processor = BlipProcessor.from_pretrained(folder, trust_remote_code=False)
+            size, side = processor.image_processor.size, model.config.vision_config.image_size
+            if (size["height"], size["width"]) != (side, side):  # an image is brought to this size before all else
+                raise ValueError(f"images must be brought to {side} x {side}, not to {size}")
+        except InputError:
+            raise
         except Exception as error:  # half a dozen libraries raise their own
-            cause = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise InputError(f"{show(folder)}: expected all files of {BLIP_REPO}, undamaged ({cause})") from error
+            raise InputError(
+                f"{show(folder)}: expected all files of {BLIP_REPO}, undamaged ({cause_of(error)})"
+            ) from error
+        return processor, model.float().eval().to(self.device)
 
 
 def open_image(image: Picture) -> Image.Image:
@@ -120,13 +132,16 @@ def open_image(image: Picture) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
 
 
-def _check_model_type(path: Path) -> None:
+def _read_blip_config(path: Path) -> dict:
+    config = read_config(path, "a BLIP model")
+    if config.get("model_type") != "blip":
+        got = config.get("model_type")
+        raise InputError(f"{show(path)}: expected a model of the type blip, such as {BLIP_REPO}, got {got!r}")
     try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{show(path)}: expected the JSON of a BLIP model ({error})") from error
-    if model_type != "blip":
-        raise InputError(f"{show(path)}: expected a model of the type blip, such as {BLIP_REPO}, got {model_type!r}")
+        check_sizes(config)
+    except ValueError as error:
+        raise InputError(f"{show(path)}: expected the sizes of a BLIP model ({error})") from error
+    return config
 
 
 def _find_weights(folder: Path) -> Path | None:
@@ -143,7 +158,7 @@ def _fetch_blip(name: str) -> Path:
         "captioner."
     )
     with fetching(f"{show(name)} is not a folder,", remedy):
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.txt", BLIP_WEIGHTS[0]]))
+        folder = fetch_folder(name, None, ["*.json", "*.txt", BLIP_WEIGHTS[0]])
         if not _find_weights(folder):
-            huggingface_hub.snapshot_download(name, allow_patterns=[BLIP_WEIGHTS[1]])
+            fetch_folder(name, None, [BLIP_WEIGHTS[1]])
         return folder

@@ -17,8 +17,8 @@ import torch
 from clamplib.embedding.sequences import audio_frames, symbolic_patches, text_tokens
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.jobs import NOT_FINITE, Outcome
-from clamplib.models.checkpoints import LoadedModel
 from clamplib.models.encoders import pad
+from clamplib.models.variants import LoadedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from clamplib.audio import spectral
 from clamplib.embedding.encoder import CLaMP3Encoder, Vectors
 from clamplib.files import InputError, show
-from clamplib.models.checkpoints import CLAMP3_REPO, HUB_NAME, SHA256
+from clamplib.models.hub import CLAMP3_REPO, HUB_NAME, SHA256
 from clamplib.retrieval.similarity import normalize
 
 try:

@@ -5,7 +5,8 @@ vectors = model.encode(["a slow air", Path("air.mid")])  # as of CLaMP3Encoder.e
 
 A folder's modules.json names CLaMP3Module and, after it, sentence-transformers' own Normalize. sentence-transformers
 imports a class of another package only with `trust_remote_code=True`, even if it is installed and the folder is local.
-Without that option, SentenceTransformer(modules=[CLaMP3Module.load("folder"), Normalize()]) makes the same model.
+With that option the modules.json of a folder may also name a class in the folder, whose code is run. For a folder from
+someone else, SentenceTransformer(modules=[CLaMP3Module.load("folder"), Normalize()]) makes the same model without it.
 
 A batch keeps the segments of an item together, so that losses can cut it between items. Shapes: B items, S segments of
 the longest item, L rows of the longest segment.
@@ -25,8 +26,8 @@ from clamplib.embedding.encoder import CLaMP3Encoder, Item
 from clamplib.embedding.encoding import Encoder, clamp3_encoders, segment_spans
 from clamplib.embedding.sequences import text_tokens
 from clamplib.files import InputError, show
-from clamplib.models.checkpoints import LoadedModel, load_clamp3, save_variant
 from clamplib.models.encoders import pad
+from clamplib.models.variants import LoadedModel, load_clamp3, save_variant
 
 try:
     from sentence_transformers.base.modality import infer_modality

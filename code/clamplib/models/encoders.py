@@ -289,7 +289,7 @@ class CLaMP3Model(Model):
         patch_size: int = 64,
     ):
         super().__init__(symbolic_config)
-        self.text_model = _in_published_order(AutoModel.from_config(text_config))
+        self.text_model = _in_published_order(AutoModel.from_config(text_config, trust_remote_code=False))
         self.text_proj = nn.Linear(text_config.hidden_size, hidden_size)
         self.symbolic_model = M3PatchEncoder(symbolic_config, patch_size)
         self.symbolic_proj = nn.Linear(symbolic_config.hidden_size, hidden_size)

@@ -4,10 +4,22 @@ The defaults are the published ones. Attention heads are hidden/64 and the feed-
 everywhere, so that a hidden size of 64 has one head.
 """
 
+import json
+import math
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
-from transformers import AutoConfig, BertConfig, GPT2Config, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, GPT2Config, PretrainedConfig
+from transformers.utils import cached_file
 
+from clamplib.files import InputError, show
+
+CONFIG_NAME = "config.json"
+CONFIG_BYTES = 1 << 24  # those of real models have kilobytes
+LIMITS = {"size": 1 << 16, "layers": 1000, "length": 1 << 20}  # by how a field's name ends; real models are far below
+# Of foreign configs: numbers that cost time or memory before there is a weight.
+MAX_LAYERS, MAX_LABELS, MAX_LIST = 1000, 1 << 16, 10_000
+CAUSE_LENGTH = 300  # characters of another error in a message
 CHARACTERS = 128  # ASCII: the values that one of a patch's characters can take
 HEAD_SIZE = 64
 ABC_READINGS = ("", "as found", "converted")
@@ -45,8 +57,12 @@ class Geometry:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
+            if field.type is int and (type(value) is not int or value < 1):
                 raise ValueError(f"{field.name} must be a whole number above 0, not {value!r}")
+            if field.type is int and value > (limit := LIMITS[field.name.rpartition("_")[2]]):
+                raise ValueError(f"{field.name} must be at most {limit}, not {value}")
+            if field.type is float and (type(value) not in (int, float) or not math.isfinite(value)):
+                raise ValueError(f"{field.name} must be a finite number, not {value!r}")
         for name in ("m3_hidden_size", "audio_hidden_size"):
             if getattr(self, name) % HEAD_SIZE:
                 raise ValueError(f"{name} must be a multiple of {HEAD_SIZE}, the size of an attention head")
@@ -54,8 +70,14 @@ class Geometry:
             raise ValueError(f"abc must be one of {', '.join(map(repr, ABC_READINGS))}, not {self.abc!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
-        if self.text_config is not None and "model_type" not in self.text_config:
-            raise ValueError("text_config must name its model_type, such as xlm-roberta")
+        if not isinstance(self.learned_temperature, bool):
+            raise ValueError(f"learned_temperature must be true or false, not {self.learned_temperature!r}")
+        if self.learned_temperature and self.logit_scale <= 0:
+            raise ValueError(f"logit_scale must be above 0 for a learned temperature, not {self.logit_scale}")
+        if not isinstance(self.text_model_name, str) or not self.text_model_name:
+            raise ValueError(f"text_model_name must be a name on the hub or a folder, not {self.text_model_name!r}")
+        if self.text_config is not None:
+            check_config(self.text_config, "text_config")
 
     def symbolic_config(self) -> BertConfig:
         """Config of the encoder over patches."""
@@ -82,11 +104,11 @@ class Geometry:
         )
 
     def load_text_config(self) -> PretrainedConfig:
-        """Config of the text encoder: `text_config`, or fetched from the hub (OSError when it cannot be)."""
+        """Config of the text encoder: `text_config`, or that of `text_model_name` (see `read_text_config`)."""
         if self.text_config is not None:
             config = AutoConfig.for_model(**self.text_config)
         else:
-            config = AutoConfig.from_pretrained(self.text_model_name)
+            config = read_text_config(self.text_model_name)
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = self.dropout
         return config
 
@@ -132,3 +154,91 @@ class Geometry:
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
         )
+
+
+def read_text_config(name: str) -> PretrainedConfig:
+    """Reads the config of a text model, a folder or a name on the hub. Code that the model brings is never run.
+
+    Raises:
+        OSError: there is no config, or it cannot be fetched.
+        InputError: the config is damaged, its sizes are not those of a model, or it needs code of its own.
+    """
+    path = Path(cached_file(name, CONFIG_NAME))
+    values = read_config(path, "a text model")
+    try:
+        if "model_type" in values:
+            check_config(values, "it")
+        check_sizes(values)  # transformers guesses the type of an old model by its name
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except OSError:
+        raise
+    except Exception as error:  # transformers and huggingface_hub raise a dozen kinds
+        raise InputError(f"{show(path)}: expected the config of a text model ({cause_of(error)})") from error
+
+
+def read_config(path: str | Path, kind: str) -> dict:
+    """Reads an object from a JSON file.
+
+    Args:
+        path: the file.
+        kind: what the file describes, for an error.
+
+    Raises:
+        InputError: the file is too large, is not JSON, is nested too deep, or holds another value than an object.
+    """
+    path = Path(path)
+    expected = f"{show(path)}: expected the JSON of {kind}"
+    if (size := path.stat().st_size) > CONFIG_BYTES:
+        raise InputError(f"{expected} in at most {CONFIG_BYTES:,} bytes, got {size:,}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{expected} ({cause_of(error)})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{expected}, an object, got {type(values).__name__}")
+    return values
+
+
+def check_config(config: dict, name: str) -> None:
+    """Checks a config of transformers before a model is made of it.
+
+    Args:
+        config: the config, as its JSON states it.
+        name: what an error calls it.
+
+    Raises:
+        ValueError: its model type is unknown, it asks for code from elsewhere, or a size is not that of any model.
+    """
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError(f"{name} must name its model_type, such as xlm-roberta")
+    if config["model_type"] not in CONFIG_MAPPING:
+        own = ", and code that comes with a model is never run" if "auto_map" in config else ""
+        raise ValueError(f"transformers has no model of type {config['model_type']!r}{own}")
+    check_sizes(config)
+
+
+def check_sizes(config: dict) -> None:
+    """Checks the numbers of layers and labels in a config, and in those that it contains.
+
+    Raises:
+        ValueError: one is larger than that of any model, or the config names a kernel of the hub, which is code.
+    """
+    waiting = [config]
+    while waiting:
+        for key, value in waiting.pop().items():
+            name = str(key)  # those of labels are numbers
+            if isinstance(value, dict):
+                waiting.append(value)
+            elif isinstance(value, list) and len(value) > MAX_LIST:
+                raise ValueError(f"{name} must have at most {MAX_LIST} entries, not {len(value)}")
+            elif isinstance(value, int | float) and "layer" in name and value > MAX_LAYERS:
+                raise ValueError(f"{name} must be at most {MAX_LAYERS}, not {value}")
+            elif isinstance(value, int | float) and name == "num_labels" and value > MAX_LABELS:
+                raise ValueError(f"{name} must be at most {MAX_LABELS}, not {value}")
+            elif name.endswith("attn_implementation") and "/" in str(value):
+                raise ValueError(f"{name} must be one of transformers, not code of the hub such as {value!r}")
+
+
+def cause_of(error: BaseException) -> str:
+    """The kind of an error and the beginning of its message, in one line, for the message of another error."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:CAUSE_LENGTH]

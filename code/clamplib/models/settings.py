@@ -11,12 +11,14 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
-from clamplib.models import checkpoints
-from clamplib.models.checkpoints import LoadedModel
+from clamplib.files import InputError, show
+from clamplib.models import variants
+from clamplib.models.checkpoints import load_weights
 from clamplib.models.encoders import CLaMP3Model
-from clamplib.models.geometry import Geometry
+from clamplib.models.geometry import Geometry, cause_of, read_text_config
+from clamplib.models.variants import LoadedModel
 
 CODE = Path(__file__).parents[2]  # the folder code/ of a clone
 CONFIG_PY = CODE / "config.py"
@@ -113,7 +115,7 @@ def make_geometry(settings: SimpleNamespace) -> Geometry:
         audio_hidden_size=settings.AUDIO_HIDDEN_SIZE,
         audio_num_layers=settings.AUDIO_NUM_LAYERS,
         max_audio_length=settings.MAX_AUDIO_LENGTH,
-        text_config=AutoConfig.from_pretrained(text_model).to_dict() if local else None,
+        text_config=read_text_config(text_model).to_dict() if local else None,
         logit_scale=settings.LOGIT_SCALE,
         learned_temperature=settings.LEARNED_TEMPERATURE,
         dropout=settings.DROPOUT,
@@ -132,7 +134,7 @@ def load_variant(
     """Loads CLaMP 3 of a variant, or of the default one (see the top of this module).
 
     Args:
-        variant: as for `checkpoints.load_clamp3`; None: the default.
+        variant: as for `variants.load_clamp3`; None: the default.
         files: files of assignments that replace settings of `config`.
         config: the config.py of a clone. It states the sizes and the place of weights that are not a folder. Without
             the file these are the published weights.
@@ -147,15 +149,15 @@ def load_variant(
     variant = variant or _default_variant(files)
     if not _is_clone(config):
         variant = variant or FALLBACK_VARIANT
-        return checkpoints.load_clamp3(variant, weights_folder=weights_folder or CODE, epoch=epoch, revision=revision)
+        return variants.load_clamp3(variant, weights_folder=weights_folder or CODE, epoch=epoch, revision=revision)
     settings = load_settings(*files, config=config)
     geometry = make_geometry(settings)
     own = Path(settings.CLAMP3_WEIGHTS_PATH)
     if epoch is not None:
         own = own.with_stem(f"{own.stem}_{epoch}")
     if variant is None and not weights_folder and own.is_file():
-        return checkpoints.load_clamp3(own, weights_folder=own.parent, geometry=geometry)
-    return checkpoints.load_clamp3(
+        return variants.load_clamp3(own, weights_folder=own.parent, geometry=geometry)
+    return variants.load_clamp3(
         variant or settings.CLAMP3_VARIANT,
         weights_folder=weights_folder or own.parent,
         epoch=epoch,
@@ -176,8 +178,16 @@ def load_text_encoder(model: CLaMP3Model, name: str) -> None:
 
     Raises:
         OSError: the weights are not there and cannot be fetched.
+        InputError: the weights are damaged, or not those of this text encoder.
     """
-    model.text_model.load_state_dict(AutoModel.from_pretrained(name).state_dict())
+    read_text_config(name)  # checks the sizes first
+    try:
+        pretrained = AutoModel.from_pretrained(name, trust_remote_code=False)
+    except OSError:
+        raise
+    except Exception as error:  # transformers, safetensors and torch raise a dozen kinds
+        raise InputError(f"{show(name)}: expected the weights of a text model ({cause_of(error)})") from error
+    load_weights(model.text_model, pretrained.state_dict(), name)
 
 
 def load_m3_encoder(model: CLaMP3Model, settings: SimpleNamespace) -> None:
@@ -197,7 +207,7 @@ def load_m3_encoder(model: CLaMP3Model, settings: SimpleNamespace) -> None:
 
 def _load_m3(variant: str | Path | None, settings: SimpleNamespace) -> LoadedModel:
     own = Path(settings.M3_WEIGHTS_PATH)
-    return checkpoints.load_m3(
+    return variants.load_m3(
         own if variant is None and own.is_file() else variant or settings.CLAMP3_VARIANT,
         weights_folder=own.parent,
         geometry=make_geometry(settings),

@@ -9,6 +9,7 @@ embedding space (see `space`). There are two kinds: `ExactIndex`, a folder on di
 
 import json
 import os
+import re
 import sqlite3
 import uuid
 from abc import ABC, abstractmethod
@@ -25,6 +26,8 @@ from clamplib.space import check_same_space
 
 UNIT_TOLERANCE = 1e-3  # how far the length of a unit vector may be from 1
 LOCK_SECONDS = 600  # how long a writer waits for a search to end, or for another writer
+MAX_WIDTH = 1 << 20  # values per vector
+MATRIX_NAME = re.compile(r"vectors-[0-9a-f]{32}\.f32")
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ class ExactIndex(Index):
     A write first appends rows to the matrix and then commits them to the table. A write that is interrupted in between
     has no effect, and the next write overwrites its rows. Rows that the table refers to never change, and a search
     reads the table in one transaction. Any number of processes may search at once; writers take turns.
+
+    The files of an index may be damaged or made by someone else. What the table says is checked before it is used.
     """
 
     TABLE = "records.sqlite"
@@ -195,8 +200,9 @@ class ExactIndex(Index):
         elif not Path(folder, self.TABLE).is_file():
             raise self._absent()
         with self._transaction() as table:
-            own_space, self.width = table.execute("SELECT space, width FROM state").fetchone()
-        self._check(space, width, json.loads(own_space))
+            _check_schema(table)
+            own_space, self.width, *_ = _state(table)
+        self._check(space, width, own_space)
 
     def _create(self, space: dict | None, width: int) -> None:
         try:
@@ -227,15 +233,17 @@ class ExactIndex(Index):
         path = Path(self.location, self.TABLE)
         try:
             with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as table:
+                table.execute("PRAGMA trusted_schema = OFF")
                 table.execute(begin)
                 with table:
                     yield table
-        except sqlite3.Error as error:
-            raise InputError(f"{show(path)}: expected the table of an index, could not use it ({error})") from error
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter at messages that quote damaged bytes
+            cause = show(str(error))
+            raise InputError(f"{show(path)}: expected the table of an index, could not use it ({cause})") from error
 
     def _matrix_file(self, table: sqlite3.Connection) -> tuple[Path, int]:
         """Returns the file of the matrix and the number of rows in use. Raises InputError if the file is shorter."""
-        name, rows = table.execute("SELECT matrix, rows FROM state").fetchone()
+        _, _, name, rows = _state(table)
         path = Path(self.location, name)
         if not path.is_file() or path.stat().st_size < rows * self.width * 4:
             raise InputError(
@@ -272,7 +280,7 @@ class ExactIndex(Index):
 
     def _fields(self, columns: str) -> list[tuple[str, ...]]:
         with self._transaction() as table:
-            return [tuple(map(os.fsdecode, row)) for row in table.execute(f"SELECT {columns} FROM records")]
+            return [_texts(row) for row in table.execute(f"SELECT {columns} FROM records")]
 
     def vectors(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         with self._transaction() as table:
@@ -281,6 +289,7 @@ class ExactIndex(Index):
             for key in set(keys):
                 [row] = table.execute("SELECT max(row) FROM records WHERE key = ?", (os.fsencode(key),)).fetchone()
                 if row is not None:
+                    _check_rows(np.array([row]), matrix)
                     found[key] = np.array(matrix[row])
         return found
 
@@ -308,7 +317,7 @@ class ExactIndex(Index):
             matrix = self._matrix(table)
             [count] = table.execute("SELECT count(*) FROM records").fetchone()
             if len(matrix) > 2 * count:
-                name = self._new_matrix(similarity.row_blocks(matrix, _rows(table)), self.width)
+                name = self._new_matrix(similarity.row_blocks(matrix, _rows(table, matrix)), self.width)
                 table.execute(
                     "UPDATE records SET row = place FROM"
                     " (SELECT path AS own, row_number() OVER (ORDER BY row) - 1 AS place FROM records)"
@@ -316,18 +325,25 @@ class ExactIndex(Index):
                 )
                 table.execute("UPDATE state SET matrix = ?, rows = ?", (name, count))
         with self._transaction("BEGIN IMMEDIATE") as table:  # no other writer has an uncommitted matrix now
-            [name] = table.execute("SELECT matrix FROM state").fetchone()
+            _, _, name, _ = _state(table)
             for path in Path(self.location).glob("vectors-*.f32"):
                 if path.name != name:
                     path.unlink()
 
     def _search(self, queries: np.ndarray, top_k: int, terms: list[tuple[str, str, str]]) -> list[list[Match]]:
         with self._transaction() as table:
-            best, similarities = similarity.search(queries, self._matrix(table), top_k, _rows(table, terms))
+            matrix = self._matrix(table)
+            with np.errstate(all="ignore"):  # of a damaged matrix; see below
+                best, similarities = similarity.search(queries, matrix, top_k, _rows(table, matrix, terms))
+            if not (abs(similarities) <= 1 + 3 * UNIT_TOLERANCE).all():
+                raise InputError(
+                    f"{show(self._matrix_file(table)[0])}: expected vectors of length 1, got others, so that it is "
+                    "damaged; remove the index and make it again"
+                )
             records = {}
             for row in np.unique(best).tolist():
                 fields = table.execute("SELECT path, label, modality FROM records WHERE row = ?", (row,)).fetchone()
-                records[row] = tuple(map(os.fsdecode, fields))
+                records[row] = _texts(fields)
         found = []
         for rows, values in zip(best.tolist(), similarities.tolist(), strict=True):
             found.append([Match(*records[row], value) for row, value in zip(rows, values, strict=True)])
@@ -359,14 +375,54 @@ def _write_rows(path: Path, start: int, blocks: Iterable[np.ndarray], mode: str)
         raise InputError(f"{show(path)}: expected to write vectors, could not ({error})") from error
 
 
-def _rows(table: sqlite3.Connection, terms: Sequence[tuple[str, str, str]] = ()) -> np.ndarray:
-    """Returns the rows of the records for which all terms hold: int64 [N], ascending."""
+def _check_schema(table: sqlite3.Connection) -> None:
+    """Refuses views and triggers, by which a table that someone else made could do more than keep records."""
+    for kind, name in table.execute("SELECT type, name FROM sqlite_master"):
+        if kind not in ("table", "index"):
+            raise sqlite3.DatabaseError(f"it has a {kind}, {name}; make the index again")
+
+
+def _state(table: sqlite3.Connection) -> tuple[dict | None, int, str, int]:
+    """Returns the space, the width, the file name of the matrix, and the number of its rows in use."""
+    found = table.execute("SELECT space, width, matrix, rows FROM state").fetchone()
+    try:
+        text, width, name, rows = found
+        space = json.loads(text)
+        right = isinstance(space, dict | None) and MATRIX_NAME.fullmatch(name)
+        right = right and type(width) is type(rows) is int and 0 < width <= MAX_WIDTH and rows >= 0
+    except (ValueError, TypeError, RecursionError):
+        right = False
+    if not right:
+        raise sqlite3.DatabaseError("its state is damaged; remove the index and make it again")
+    return space, width, name, rows
+
+
+def _texts(fields: Sequence[bytes] | None) -> tuple[str, ...]:
+    """Decodes texts of a record."""
+    if fields is None or not all(isinstance(field, bytes) for field in fields):
+        raise sqlite3.DatabaseError("a record is damaged; remove the index and make it again")
+    return tuple(map(os.fsdecode, fields))
+
+
+def _check_rows(rows: np.ndarray, matrix: np.ndarray) -> None:
+    """Refuses rows, ascending, that the matrix does not have."""
+    if rows.dtype.kind != "i" or (len(rows) and not 0 <= rows[0] <= rows[-1] < len(matrix)):
+        raise sqlite3.DatabaseError("it names vectors that there are not; remove the index and make it again")
+
+
+def _rows(table: sqlite3.Connection, matrix: np.ndarray, terms: Sequence[tuple[str, str, str]] = ()) -> np.ndarray:
+    """Returns the rows in the matrix of the records for which all terms hold: int64 [N], ascending."""
     if not terms:
         count, last = table.execute("SELECT count(*), max(row) FROM records").fetchone()
-        if count and count == last + 1:  # no row is unused
+        if count and last == count - 1 and count <= len(matrix):  # no row is unused
             return np.arange(count)
     where = " AND ".join(f"{name} {operator} ?" for name, operator, _ in terms) or "1"
     values = [os.fsencode(value) for *_, value in terms]
     # One text for all rows: one Python object per row would take longer than the search.
     [found] = table.execute(f"SELECT group_concat(row) FROM records WHERE {where}", values).fetchone()
-    return np.sort(np.fromstring(found or "", np.int64, sep=","))
+    try:
+        rows = np.sort(np.fromstring(found or "", np.int64, sep=","))
+    except (ValueError, DeprecationWarning):  # the latter in older numpy
+        raise sqlite3.DatabaseError("a record is damaged; remove the index and make it again") from None
+    _check_rows(rows, matrix)
+    return rows

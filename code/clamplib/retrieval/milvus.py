@@ -65,10 +65,14 @@ class MilvusIndex(Index):
             self._create(space, width)
         self._client.load_collection(collection)
         described = self._client.describe_collection(collection)
-        if "space" not in described["properties"]:
+        try:
+            own_space = json.loads(described["properties"]["space"])
+            [self.width] = [field["params"]["dim"] for field in described["fields"] if field["name"] == "vector"]
+        except (KeyError, ValueError, RecursionError):
+            own_space = ""
+        if not isinstance(own_space, dict | None):
             raise InputError(f"{show(self.location)}: its collection {collection!r} was not made by `clamp3 index`")
-        [self.width] = [field["params"]["dim"] for field in described["fields"] if field["name"] == "vector"]
-        self._check(space, width, json.loads(described["properties"]["space"]))
+        self._check(space, width, own_space)
 
     def _create(self, space: dict | None, width: int) -> None:
         from pymilvus import DataType
