@@ -100,7 +100,7 @@ def test_python(place, monkeypatch):
     np.testing.assert_allclose(names["vectors"], expected, atol=1e-5)  # those of SentenceTransformer
 
 
-@pytest.mark.parametrize("page", ["docs/reference.md", "docs/speed.md"])
+@pytest.mark.parametrize("page", ["docs/reference.md", "docs/speed.md", "docs/licenses.md"])
 def test_pages_without_examples(page, place, monkeypatch):
     run_page(page, place, NOT_RUN, monkeypatch)
 

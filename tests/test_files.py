@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clamplib.files import InputError, atomic_path, is_done, key, load_array, output_paths, walk
+from clamplib.files import InputError, atomic_path, key, load_array, not_older, output_paths, walk
 
 ODD_NAMES = [
     "sp ace",
@@ -67,17 +67,17 @@ def test_key_is_the_folder_and_the_name_up_to_the_first_dot(tmp_path):
     assert key(tmp_path / "a.npy", f"{tmp_path}/") == "a"
 
 
-def test_is_done_compares_times(tmp_path):
+def test_times_are_compared(tmp_path):
     source, target = tmp_path / "a", tmp_path / "b"
     source.touch()
-    assert not is_done(source, target)
+    assert not not_older(target, source)
     target.touch()
     os.utime(source, ns=(1, 1000))
     os.utime(target, ns=(1, 1000))
-    assert is_done(source, target)
+    assert not_older(target, source)
     os.utime(source, ns=(1, 1001))
-    assert not is_done(source, target)
-    assert not is_done(tmp_path / "gone", target)
+    assert not not_older(target, source)
+    assert not not_older(target, tmp_path / "gone")
 
 
 @pytest.mark.parametrize("name", [*ODD_NAMES, LONG])

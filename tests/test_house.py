@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 LIBRARY = Path(__file__).parents[1] / "code/clamplib"
-GROUND = {"files", "jobs", "space", "command"}
+GROUND = {"files", "database", "manifest", "processes", "jobs", "space", "command"}
 MAY_IMPORT = {
     "files": set(),
-    "jobs": {"files"},
+    "database": {"files"},
+    "manifest": {"files", "database"},
+    "processes": {"files"},
+    "jobs": {"files", "database", "manifest", "processes"},
     "space": {"files"},
-    "command": {"files", "jobs"},
+    "command": {"files", "database", "manifest", "processes", "jobs"},
     "formats": GROUND,
     "models": GROUND | {"formats"},
     "audio": GROUND | {"models"},

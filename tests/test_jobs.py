@@ -50,18 +50,19 @@ def test_a_failure_is_reported_and_does_not_stop_the_others(batch, tmp_path):
     failures = outputs.pop("failures.jsonl")
     bad = str(tmp_path / "in" / "b")
     assert [json.loads(line) for line in failures.splitlines()] == [
-        {"file": bad, "error": f"{bad}: expected good, came bad"}
+        {"file": bad, "stage": "convert", "error": f"{bad}: expected good, came bad"}
     ]
     assert outputs == {"a": "one", "c": "3"}
 
 
 def test_a_second_run_does_what_is_missing_or_changed(batch, tmp_path):
     batch({"a": "one", "b": "bad", "c": "three"})
-    os.utime(tmp_path / "out" / "c", ns=(1, 1))
-    report, outputs = batch({"a": "one", "b": "two", "c": "three"})
+    (tmp_path / "in" / "c").write_text("3")
+    os.utime(tmp_path / "in" / "c", ns=(1, 1))  # as cp -p and rsync do
+    report, outputs = batch({"a": "one", "b": "two", "c": "3"})
     assert (report.done, report.skipped, report.exit_status) == (2, 1, 0)
-    assert report.summary() == "2 done, 1 skipped, 0 failed"
-    assert outputs == {"a": "one", "b": "two", "c": "three"}
+    assert report.summary() == "2 done, 1 skipped, 0 failed; 1: short"
+    assert outputs == {"a": "one", "b": "two", "c": "3"}
 
 
 def test_workers_and_odd_names(batch):
@@ -81,10 +82,10 @@ def test_a_worker_that_dies_takes_only_its_own_file(batch, tmp_path):
 def test_failures_name_files_whose_name_is_no_text(tmp_path):
     report = Report()
     odd = Path(os.fsdecode(b"latin-1 \xe9\n.mid"))
-    report.add_failure(odd, ValueError("no"))
+    report.add_failure(odd, ValueError("no"), "read")
     report.write(tmp_path)
     (line,) = (tmp_path / "failures.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"file": str(odd), "error": "ValueError: no"}
+    assert json.loads(line) == {"file": str(odd), "stage": "read", "error": "ValueError: no"}
     Report().write(tmp_path)
     assert not (tmp_path / "failures.jsonl").exists()
 
@@ -162,3 +163,24 @@ def test_jobs_in_turn_go_on_after_a_failure():
 def test_jobs_that_are_given_a_few_at_a_time_are_all_done(at_once):
     outcomes = run_jobs(abs, [-1, -2, -3, -4, -5], workers=2, at_once=at_once)
     assert sorted(outcomes) == [(number, number + 1, None) for number in range(5)]
+
+
+def test_only_regular_files_are_read(batch, tmp_path):
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "in" / "pipe")
+    (tmp_path / "in" / "zero").symlink_to("/dev/zero")
+    sources = [tmp_path / "in" / name for name in ("pipe", "zero", "gone")]
+    targets = [tmp_path / "out" / source.name for source in sources]
+    report = run_batch(copy, sources, targets, output_root=tmp_path / "out")
+    reasons = {Path(failure["file"]).name: failure["error"].partition(": ")[2] for failure in report.failures}
+    assert reasons == {
+        "pipe": "expected a regular file, got a named pipe",
+        "zero": "expected a regular file, got a device",
+        "gone": "there is no such file",
+    }
+
+
+def test_an_output_folder_that_takes_nothing_is_noticed_before_the_work(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(InputError, match="out: expected an output folder that can be written to"):
+        run_batch(copy, [tmp_path / "a"], [tmp_path / "out" / "a"], output_root=tmp_path / "out")

@@ -13,7 +13,7 @@ import pytest
 from pages import ROOT, blocks, commands, prepare, run_page
 
 from clamplib.app import cli
-from clamplib.models import checkpoints
+from clamplib.models import hub
 
 README = (ROOT / "README.md").read_text("utf-8")
 CARD = (ROOT / "code/clamplib/mini/README.md").read_text("utf-8")
@@ -102,6 +102,6 @@ def test_the_example_of_mteb(monkeypatch, tmp_path):
     names = {}
     exec(code.rpartition("\n\n")[0], names)
     assert len(names["mteb"].get_benchmark(re.search(r'get_benchmark\("(.*?)"\)', code)[1]).tasks) > 20
-    monkeypatch.setattr(checkpoints.huggingface_hub, "hf_hub_download", Mock(side_effect=OSError("no network")))
+    monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", Mock(side_effect=OSError("no network")))
     with pytest.raises(FileNotFoundError, match="weights_clamp3_saas.*no network"):
         names["CLaMP3MTEB"]("saas")

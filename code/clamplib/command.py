@@ -14,6 +14,9 @@ command line that cannot be parsed. Nothing here imports torch, so that --help i
 """
 
 import argparse
+import io
+import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -21,8 +24,10 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from clamplib.files import InputError, output_paths, show, walk
-from clamplib.jobs import BACKENDS, Report, run_batch
+from clamplib.files import InputError, escape, output_paths, show, walk
+from clamplib.jobs import BACKENDS, LIMITS, Limits, Report, run_batch
+
+logger = logging.getLogger(__name__)
 
 ERRORS = (OSError, ImportError, ValueError, FloatingPointError)  # their message tells a user enough; InputError is one
 FAILED, INTERRUPTED = 1, 130  # exit statuses; 130 is what shells report after Ctrl-C
@@ -46,10 +51,12 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
 
     @wraps(main)
     def run(*args: P.args, **options: P.kwargs) -> int:
+        escape_output()
         try:
             return main(*args, **options)
         except ERRORS as error:
-            print(f"error: {error}", file=sys.stderr)
+            logger.debug("The error was raised here:", exc_info=True)
+            print(escape(f"error: {error}"), file=sys.stderr)
             return FAILED
         except KeyboardInterrupt:
             print("stopped; finished files are kept", file=sys.stderr)
@@ -58,11 +65,29 @@ def guarded(main: Callable[P, int]) -> Callable[P, int]:
     return run
 
 
+def escape_output() -> None:
+    """Makes the standard streams escape what they cannot encode, such as a name that is not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class ShowDetails(argparse.Action):
+    """The action of --verbose: the library's log and the traceback of every failure go to standard error."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        library = logging.getLogger("clamplib")
+        library.handlers = [handler]
+        library.setLevel(logging.DEBUG)
+
+
 def report_left_out(failures: Iterable[object]) -> int:
     """Prints a line per file that was left out, given the errors that name them, and returns the exit status."""
     lines = [f"left out: {failure}" for failure in failures]
     for line in lines:
-        print(line, file=sys.stderr)
+        print(escape(line), file=sys.stderr)
     return FAILED if lines else 0
 
 
@@ -91,7 +116,14 @@ def help_of(doc: str) -> dict[str, Any]:
 
 def make_parser(doc: str) -> argparse.ArgumentParser:
     """Returns the parser of a script with this docstring (see `help_of`)."""
-    return argparse.ArgumentParser(**help_of(doc))
+    parser = argparse.ArgumentParser(**help_of(doc))
+    add_verbose(parser)
+    return parser
+
+
+def add_verbose(parser: argparse._ActionsContainer) -> None:
+    """Adds the option that shows the log and tracebacks."""
+    parser.add_argument("--verbose", action=ShowDetails, nargs=0, help="show the log, and a traceback per failure")
 
 
 def positive(text: str) -> int:
@@ -99,6 +131,17 @@ def positive(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
     return int(text)
+
+
+def above_zero(text: str) -> float:
+    """Parses a number above 0, as the `type` of an option."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
 
 
 def add_variant(parser: argparse._ActionsContainer) -> None:
@@ -124,6 +167,29 @@ def add_workers(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_limits(parser: argparse._ActionsContainer) -> None:
+    """Adds the options that limit what reading one file may take (see `limits_of`)."""
+    parser.add_argument(
+        "--timeout",
+        type=above_zero,
+        default=LIMITS.seconds,
+        metavar="SECONDS",
+        help="time that reading one file may take; a large file gets a second more per megabyte (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=above_zero,
+        default=LIMITS.memory,
+        metavar="GIB",
+        help="memory that reading one file may take (default: %(default)g; only Linux limits it)",
+    )
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """Returns the limits that a command line asks for."""
+    return Limits(args.timeout, args.memory)
+
+
 def add_backend(parser: argparse._ActionsContainer) -> None:
     """Adds the option that moves the work to a cluster."""
     parser.add_argument("--backend", choices=tuple(BACKENDS), help="run on a cluster (default: on this machine)")
@@ -144,6 +210,7 @@ def batch_parser(doc: str, input_dir: str, ending: str) -> argparse.ArgumentPars
     parser.add_argument("input_dir", nargs="?", default=input_dir, help="a folder with its sub-folders, or a file")
     parser.add_argument("output_dir", nargs="?", help=f"folder to write (default: INPUT_DIR{ending})")
     add_workers(parser)
+    add_limits(parser)
     add_backend(parser)
     parser.set_defaults(ending=ending)
     return parser
@@ -181,6 +248,7 @@ def convert_folder(
         output_root=output_root,
         workers=args.workers,
         backend=args.backend,
+        limits=limits_of(args),
         description=parser.prog,
     )
     return report_batch(report)

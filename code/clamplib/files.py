@@ -1,13 +1,14 @@
 """Files: finding them, naming their outputs, writing whole or not at all, and reading arrays.
 
 Conventions of every batch in this library: the sub-folders of the input folder are kept; an output appears whole or not
-at all; an output that is not older than its input is done and is skipped. File names are data: nothing here reads a
-meaning into them but their suffix.
+at all; an output that is up to date is skipped (see `manifest`). Only regular files are read. File names are data:
+nothing here reads a meaning into them but their suffix.
 """
 
 import hashlib
 import math
 import os
+import stat
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,14 @@ from typing import BinaryIO
 import numpy as np
 
 TEMPORARY = ".clamp-"  # what the names of unfinished outputs begin with
+PROBE_BYTES = 4096  # that an output folder must take
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 HEAD_BYTES = 4096  # of a .npy file: more than the header of an array of numbers
 # What numpy raises for a header that is none: it evaluates the header as Python's literals.
 NOT_NPY = (ValueError, EOFError, SyntaxError, TokenError, TypeError, MemoryError, OverflowError, RecursionError)
@@ -35,6 +44,11 @@ def show(path: str | os.PathLike) -> str:
     return str(path) if str(path).isprintable() else ascii(str(path))
 
 
+def escape(text: str) -> str:
+    """A text with escapes in place of what would steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def walk(root: str | Path, suffixes: Iterable[str]) -> list[Path]:
     """All files under `root` (or `root` itself) that end in one of `suffixes`, in any case, sorted.
 
@@ -43,7 +57,7 @@ def walk(root: str | Path, suffixes: Iterable[str]) -> list[Path]:
     root, suffixes = Path(root), tuple(suffix.lower() for suffix in suffixes)
     if not root.exists():
         raise FileNotFoundError(f"{show(root)}: expected an input folder or file, there is none")
-    files = [root] if root.is_file() else _files_under(root)
+    files = _files_under(root) if root.is_dir() else [root]
     found = [f for f in files if f.name.lower().endswith(suffixes) and not f.name.startswith(TEMPORARY)]
     if not found:
         raise InputError(f"{show(root)}: expected files ending in {' '.join(suffixes)}, found none")
@@ -95,16 +109,50 @@ def _below(path: str | Path, root: str | Path) -> Path:
     return Path(path.name) if path == root or root.is_file() else path.relative_to(root)
 
 
-def is_done(source: str | os.PathLike, target: str | Path) -> bool:
-    """Whether `target` is there and not older than `source`. (It is whole: it was renamed into place.)"""
+def check_file(path: str | os.PathLike) -> None:
+    """Raises InputError unless there is a regular file. Reading a named pipe or a device might never end."""
     try:
-        return Path(target).stat().st_mtime_ns >= Path(source).stat().st_mtime_ns
-    except OSError:  # not there, or a name that the file system does not take: writing it will say so
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise InputError(f"{show(path)}: there is no such file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{show(path)}: expected a file that can be read ({reason})") from error
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise InputError(f"{show(path)}: expected a regular file, got {kind}")
+
+
+def check_writable(folder: str | Path) -> None:
+    """Makes an output folder if there is none. InputError if nothing can be written there, before work is lost."""
+    try:
+        with atomic_path(Path(folder, "probe"), keep=False) as temporary:
+            temporary.write_bytes(bytes(PROBE_BYTES))
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{show(folder)}: expected an output folder that can be written to ({reason})") from error
+
+
+def not_older(target: str | Path, source: str | os.PathLike) -> bool:
+    """Whether both files are there, and `target` is not older than `source`."""
+    try:
+        return os.stat(target).st_mtime_ns >= os.stat(source).st_mtime_ns
+    except (OSError, ValueError):  # not there, or a name that no file can have
         return False
 
 
+def file_state(path: str | os.PathLike) -> str | None:
+    """Facts about a file that change with its content: size, times and inode. None if there is no file."""
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
+
+
 def sha256(path: str | os.PathLike) -> str:
-    """The hash of a file's content."""
+    """The hash of a file's content. InputError where there is no regular file."""
+    check_file(path)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -113,8 +161,8 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 @contextmanager
-def atomic_path(target: str | Path) -> Iterator[Path]:
-    """A temporary path beside `target`, renamed to it at the end and removed on any error.
+def atomic_path(target: str | Path, keep: bool = True) -> Iterator[Path]:
+    """A temporary path beside `target`, renamed to it at the end and removed on any error, or unless it is to `keep`.
 
     Its name is short, so that a target whose name is as long as the file system allows still works.
     """
@@ -123,7 +171,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{target.suffix}")
     try:
         yield temporary
-        os.replace(temporary, target)
+        if keep:
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -136,6 +185,7 @@ def load_array(path: str | Path) -> np.ndarray:
 
     The header is checked against the size of the file before memory is taken.
     """
+    check_file(path)
     try:
         with open(path, "rb") as file:
             stated_shape(file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size)

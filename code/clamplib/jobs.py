@@ -3,11 +3,9 @@
 A job that fails never stops the others. Its reason is an Outcome, and in a batch a line of failures.jsonl.
 """
 
-import gc
 import json
 import logging
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +13,15 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import joblib
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+import loky
 from tqdm import tqdm
 
-from clamplib.files import InputError, atomic_path, is_done, show
+from clamplib import processes
+from clamplib.files import atomic_path, check_file, check_writable, escape, file_state, show
+from clamplib.manifest import Manifest, content_of
+from clamplib.processes import DIED, Limits, Outcome, describe
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +29,7 @@ FAILURES = "failures.jsonl"
 BACKENDS = {"ray": "ray", "dask": "distributed"}  # and their packages
 RAY_TASKS = 1000  # given to Ray at a time: enough that a cluster which can grow does
 NOT_FINITE = "expected finite features, but the model gave NaN or infinity"
-DIED = "the process that worked on it died: out of memory, or a crash in a library"
-
-
-class Outcome(NamedTuple):
-    """What became of one of many items: its value, or the reason why there is none."""
-
-    number: int  # of the item, counted from 0
-    value: Any = None
-    error: str | None = None
+LIMITS = Limits()
 
 
 @dataclass
@@ -49,13 +41,14 @@ class Report:
     failures: list[dict[str, str]] = field(default_factory=list)
     remarks: Counter[str] = field(default_factory=Counter)  # what was noted -> in how many files
 
-    def add_failure(self, path: str | os.PathLike, error: BaseException | str) -> None:
+    def add_failure(self, path: str | os.PathLike, error: BaseException | str, stage: str) -> None:
+        """Adds a file that failed at a stage: read, convert, encode or write."""
         text = error if isinstance(error, str) else describe(error)
-        self.failures.append({"file": str(path), "error": text})
-        logger.warning("%s", text if show(path) in text else f"{show(path)}: {text}")
+        self.failures.append({"file": str(path), "stage": stage, "error": text})
+        logger.warning("%s", escape(text if show(path) in text else f"{show(path)}: {text}"))
 
     def write(self, output_root: str | Path) -> None:
-        """failures.jsonl: an object a line, with `file` and `error`; without failures an old one goes."""
+        """failures.jsonl: an object per line, with `file`, `stage` and `error`; without failures an old one goes."""
         path = Path(output_root, FAILURES)
         if not self.failures:
             path.unlink(missing_ok=True)
@@ -74,10 +67,6 @@ class Report:
         return 1 if self.failures else 0
 
 
-def describe(error: BaseException) -> str:
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-
-
 def run_batch(
     function: Callable[[Path, Path], str | None],
     sources: Sequence[os.PathLike],
@@ -86,6 +75,7 @@ def run_batch(
     output_root: str | Path,
     workers: int | None = None,
     backend: str | None = None,
+    limits: Limits | None = LIMITS,
     description: str = "",
 ) -> Report:
     """Calls function(source, temporary target) for every target that is not done, in parallel, and reports.
@@ -95,24 +85,34 @@ def run_batch(
     `workers` None is one a core; `backend` is `ray`, `dask` or None for local processes.
     """
     report = Report()
-    jobs = [(s, t) for s, t in zip(sources, targets, strict=True) if not is_done(s, t)]
-    report.skipped = len(sources) - len(jobs)
-    outcomes = run_jobs(partial(_write, function), jobs, workers=workers, backend=backend)
-    for number, remark, error in tqdm(outcomes, total=len(jobs), desc=description, unit="file", disable=not jobs):
-        if error:
-            report.add_failure(jobs[number][0], error)
-            continue
-        report.done += 1
-        if remark:
-            report.remarks[remark] += 1
+    check_writable(output_root)
+    with Manifest() as manifest:
+        jobs = manifest.missing(list(zip(sources, targets, strict=True)))
+        report.skipped = len(sources) - len(jobs)
+        outcomes = run_jobs(partial(_write, function), jobs, workers=workers, backend=backend, limits=limits)
+        for number, written, error in tqdm(outcomes, total=len(jobs), desc=description, unit="file", disable=not jobs):
+            if error:
+                report.add_failure(jobs[number][0], error, "convert")
+                continue
+            report.done += 1
+            remark, state, content = written
+            manifest.add(jobs[number][1], state, content)
+            if remark:
+                report.remarks[remark] += 1
     report.write(output_root)
     return report
 
 
-def _write(function: Callable[[os.PathLike, Path], str | None], job: tuple[os.PathLike, Path]) -> str | None:
+def _write(
+    function: Callable[[os.PathLike, Path], str | None], job: tuple[os.PathLike, Path]
+) -> tuple[str | None, str | None, str]:
+    """Writes a target. Returns the remark on it, and what it was made from: the state and the content of its source."""
     source, target = job
+    check_file(source)
+    state = file_state(source)
     with atomic_path(target) as temporary:
-        return function(source, temporary)
+        remark = function(source, temporary)
+    return remark, state, content_of(source, state)
 
 
 def run_jobs(
@@ -122,6 +122,7 @@ def run_jobs(
     workers: int | None = None,
     backend: str | None = None,
     at_once: int | None = None,
+    limits: Limits | None = LIMITS,
 ) -> Iterator[Outcome]:
     """Calls function(job) for every job in parallel, and gives the outcomes as they are done.
 
@@ -130,8 +131,10 @@ def run_jobs(
         workers: processes, here or on Ray; None: one per core. Of a Dask cluster all workers are used.
         backend: "ray" or "dask" joins the cluster that its own environment variables name, or starts one here. There
             a job that was on a lost machine, or in a process that died, is tried again, three times. None: local
-            processes.
-        at_once: jobs that local processes get at a time, which bounds the outcomes that wait to be taken; None: all.
+            processes, where a job whose process died is tried again once.
+        at_once: outcomes that may wait to be taken; None: any number.
+        limits: of time and memory for each job; None: none. Dask's own workers are often daemonic, which means that
+            they cannot start the process that has the limits. Then there are none.
 
     Raises:
         ImportError: the backend is not installed.
@@ -140,30 +143,39 @@ def run_jobs(
     if backend and not find_spec(BACKENDS[backend]):
         raise ImportError(f"--backend {backend} needs a package of its own: pip install {BACKENDS[backend]}")
     if backend == "ray":
-        yield from _on_ray(function, numbered, workers or RAY_TASKS)
+        yield from _on_ray(function, numbered, workers or RAY_TASKS, limits)
     elif backend == "dask":
-        yield from _on_dask(function, numbered)
+        yield from _on_dask(partial(_one, function, limits), numbered)
+    elif processes.can_start():
+        workers = min(workers or loky.cpu_count(), len(numbered))
+        yield from processes.run(function, numbered.items(), workers, limits, at_once)
     else:
-        waiting = iter(numbered.items())
-        while some := dict(islice(waiting, at_once)):
-            with joblib.parallel_config(backend="loky", n_jobs=workers or -1):
-                yield from _here(function, some)
+        yield from run_in_turn(function, jobs)
 
 
 def run_in_turn(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Outcome]:
-    """`run_jobs` in this process, one job after the other."""
+    """`run_jobs` in this process, one job after the other, without limits."""
     for number, job in enumerate(jobs):
         try:
             yield Outcome(number, function(job))
         except Exception as error:  # one job's fault
+            logger.debug("job %d failed here:", number, exc_info=True)
             yield Outcome(number, error=describe(error))
 
 
-def _on_ray(function: Callable, jobs: dict[int, Any], at_once: int) -> Iterator[Outcome]:
-    """`run_jobs` of numbered jobs, each a task of one CPU.
+def _one(function: Callable, limits: Limits | None, number: int, job: Any) -> Outcome:
+    """Runs on a cluster. The limits need a process below that of the cluster."""
+    if limits and processes.can_start():
+        [outcome] = processes.run(function, [(number, job)], 1, limits)
+        return outcome
+    try:
+        return Outcome(number, processes.call(function, job))
+    except Exception as error:  # as text, since not every exception can be pickled
+        return Outcome(number, error=describe(error))
 
-    (joblib's own way to Ray, a pool of actors that ask for no CPU, may lie on one node and leaves the others idle.)
-    """
+
+def _on_ray(function: Callable, jobs: dict[int, Any], at_once: int, limits: Limits | None) -> Iterator[Outcome]:
+    """`run_jobs` of numbered jobs, each a task of one CPU."""
     import ray
 
     if not ray.is_initialized():
@@ -173,7 +185,7 @@ def _on_ray(function: Callable, jobs: dict[int, Any], at_once: int) -> Iterator[
     try:
         while True:
             for number, job in islice(waiting, at_once - len(running)):
-                running[task.remote(shared, number, job)] = number
+                running[task.remote(shared, limits, number, job)] = number
             if not running:
                 return
             [[done], _] = ray.wait(list(running))
@@ -189,12 +201,13 @@ def _on_ray(function: Callable, jobs: dict[int, Any], at_once: int) -> Iterator[
             ray.cancel(left)
 
 
-def _on_dask(function: Callable, jobs: dict[int, Any]) -> Iterator[Outcome]:
+def _on_dask(do: Callable[[int, Any], Outcome], jobs: dict[int, Any]) -> Iterator[Outcome]:
     """`run_jobs` of numbered jobs."""
+    import dask
     from distributed import Client, KilledWorker, as_completed
 
-    with Client() as client:
-        futures = client.map(partial(_one, function), jobs.keys(), jobs.values(), pure=False)
+    with dask.config.set({"distributed.worker.daemon": False}), Client() as client:
+        futures = client.map(do, jobs.keys(), jobs.values(), pure=False)
         numbers = dict(zip(futures, jobs, strict=True))
         del futures  # a result is kept as long as its future is
         for done, outcome in as_completed(list(numbers), with_results=True, raise_errors=False):
@@ -203,45 +216,3 @@ def _on_dask(function: Callable, jobs: dict[int, Any]) -> Iterator[Outcome]:
                 error = outcome[1] if isinstance(outcome, tuple) else outcome  # alone where it was cancelled
                 outcome = Outcome(number, error=DIED if isinstance(error, KilledWorker) else describe(error))
             yield outcome
-
-
-def _here(function: Callable, jobs: dict[int, Any]) -> Iterator[Outcome]:
-    """`run_jobs` of numbered jobs, with joblib's own processes.
-
-    A job may kill its worker (out of memory, a crash in a C library), and with it the pool; then each half of
-    what was left runs in a new one, until the job is alone.
-    """
-    left = dict(jobs)
-    calls = [joblib.delayed(_one)(function, number, job) for number, job in jobs.items()]
-    results = joblib.Parallel(return_as="generator_unordered")(calls)
-    try:
-        for outcome in results:
-            del left[outcome.number]
-            yield outcome
-    except TerminatedWorkerError:
-        if len(left) == 1:
-            yield Outcome(*left, error=DIED)
-            return
-        rest = list(left.items())
-        yield from _here(function, dict(rest[: len(rest) // 2]))
-        yield from _here(function, dict(rest[len(rest) // 2 :]))
-    except GeneratorExit:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # joblib says that it was left before the end
-            results.close()
-        raise
-
-
-def _one(function: Callable, number: int, job: Any) -> Outcome:
-    """Runs in the worker. The error crosses as text, since not every exception can be pickled.
-
-    The garbage collector pauses: looking through the objects of one score again and again takes a third of the time,
-    and they are freed by their counts.
-    """
-    gc.disable()
-    try:
-        return Outcome(number, function(job))
-    except Exception as error:
-        return Outcome(number, error=describe(error))
-    finally:
-        gc.enable()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clamplib.audio import RECORDING_SUFFIXES
 from clamplib.audio.spectral import SPACE, recording_features
-from clamplib.command import batch_parser, beside, guarded, report_batch
+from clamplib.command import batch_parser, beside, guarded, limits_of, report_batch
 from clamplib.embedding.folders import input_files, write_features
 from clamplib.jobs import Outcome, run_jobs
 
@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     sources = input_files(args.input_dir, output_dir, RECORDING_SUFFIXES)
 
     def outcomes(recordings: Sequence[Path]) -> Iterator[Outcome]:
-        return run_jobs(recording_features, recordings, workers=args.workers, backend=args.backend)
+        limits = limits_of(args)
+        return run_jobs(recording_features, recordings, workers=args.workers, backend=args.backend, limits=limits)
 
     return report_batch(write_features(outcomes, sources, args.input_dir, output_dir, SPACE))
 

@@ -31,12 +31,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
-import joblib
 from tqdm import tqdm
 
-from clamplib.jobs import Report
+from clamplib.command import positive
+from clamplib.jobs import Report, run_jobs
 from clamplib.training.pieces import text_lines
 from recipes.mini.convert import Notes, convert, count_bars
 from recipes.mini.corpus import ESSEN, CorpusPiece, corpus_pieces, read_key, with_key
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="folder for the data, for example out/mini")
     parser.add_argument("--openscore", type=Path, help="folder of OpenScore scores with index.tsv")
     parser.add_argument("--essen", action="store_true", help="include Essen (license: non-commercial use) in training")
-    parser.add_argument("--workers", type=int, default=-1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=positive, help="number of processes (default: one per core)")
     args = parser.parse_args(argv)
     index, sources = args.output / "pieces.jsonl", args.output / "sources.json"
     wanted = {"openscore": bool(args.openscore), "essen": args.essen}
@@ -74,26 +75,22 @@ def main(argv: list[str] | None = None) -> int:
 def convert_all(args: argparse.Namespace) -> None:
     """Writes the notes of every piece, and pieces.jsonl with its id, opening, facts and file names."""
     found = list(corpus_pieces(args.openscore, args.essen))
-    jobs = (joblib.delayed(_piece_record)(piece, args.output) for piece in found)
-    parallel = joblib.Parallel(n_jobs=args.workers, return_as="generator")
-    records, report = [], Report()
-    for piece, result in zip(found, tqdm(parallel(jobs), total=len(found), unit="piece"), strict=True):
-        if isinstance(result, str):
-            report.add_failure(piece.id, result)
+    outcomes = run_jobs(partial(_piece_record, output=args.output), found, workers=args.workers)
+    records, report = {}, Report()
+    for number, record, error in tqdm(outcomes, total=len(found), unit="piece"):
+        if error:
+            report.add_failure(found[number].id, error, "convert")
         else:
-            records.append(result)
+            records[number] = record
             report.done += 1
     report.write(args.output)
-    write_jsonl(args.output / "pieces.jsonl", records)
+    write_jsonl(args.output / "pieces.jsonl", [records[number] for number in sorted(records)])
     print(report.summary())
 
 
-def _piece_record(piece: CorpusPiece, output: Path) -> dict | str:
-    """Writes the files of a piece. Returns its record, or the reason why there is none."""
-    try:
-        notes = convert(piece)
-    except Exception as error:  # one piece among thousands: report it and go on
-        return f"{type(error).__name__}: {error}"[:300]
+def _piece_record(piece: CorpusPiece, output: Path) -> dict:
+    """Writes the files of a piece. Returns its record."""
+    notes = convert(piece)
     facts = with_key(piece.facts, notes.key_field, notes.final_bass)
     facts = replace(facts, bars=count_bars(notes.abc) if notes.raw else None)
     record = {"id": piece.id, "opening": notes.opening, "facts": asdict(facts), "files": {}}

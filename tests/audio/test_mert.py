@@ -267,6 +267,9 @@ def test_resume(run, golden, mert_weights, tmp_path):
     assert last_line(run(folder, out, *options)[1]) == "6 done, 0 skipped, 0 failed"
     assert last_line(run(folder, out, *options)[1]) == "0 done, 6 skipped, 0 failed"
     os.utime(folder / "exact_1s.wav")
+    assert last_line(run(folder, out, *options)[1]) == "0 done, 6 skipped, 0 failed"  # the content decides
+    with (folder / "exact_1s.wav").open("ab") as file:
+        file.write(b"more")
     (out / "short_0s5.npy").unlink()
     assert last_line(run(folder, out, *options)[1]) == "2 done, 4 skipped, 0 failed"
     status, _, err = run(folder, out, "--model_path", mert_weights)  # all hidden states beside their means

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import mido
 import music21
 import numpy as np
@@ -25,9 +26,9 @@ from clamplib.embedding.encoding import encode_audio, encode_scores, encode_text
 from clamplib.embedding.reading import Waveform, read_item
 from clamplib.files import InputError
 from clamplib.formats.score_files import list_tunes
-from clamplib.models import checkpoints, settings
-from clamplib.models.checkpoints import load_clamp3
+from clamplib.models import settings, variants
 from clamplib.models.encoders import CLaMP3Model
+from clamplib.models.variants import load_clamp3
 
 TUNE = "X:1\nT:A tune\nM:4/4\nL:1/8\nK:C\nCDEF GABc|c8|]\n"
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -42,7 +43,7 @@ def hearing_variant(tmp_path_factory, tiny_variant) -> Path:
     geometry = replace(tiny.geometry, audio_hidden_size=64)
     torch.manual_seed(0)
     model = CLaMP3Model.from_geometry(geometry).eval()
-    checkpoints.save_variant(folder, model, tiny.tokenizer, geometry)
+    variants.save_variant(folder, model, tiny.tokenizer, geometry)
     return folder
 
 
@@ -374,8 +375,8 @@ def test_weights_that_are_not_at_hand(tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr(checkpoints.huggingface_hub, "hf_hub_download", refuse)
-    monkeypatch.setattr(checkpoints.huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(FileNotFoundError) as raised:
         CLaMP3Encoder.from_pretrained("saas", weights_folder=tmp_path)
     for part in ("weights_clamp3_saas", "2,571,027,658 bytes", f"Put the file into {tmp_path}", "no network"):
@@ -395,7 +396,7 @@ def test_save_pretrained_gives_the_same_vectors(encoder, items, tmp_path):
 
 
 def test_save_pretrained_rounds_to_half_precision(tiny_clamp3, tiny_tokenizer, tiny_geometry, tmp_path):
-    whole = CLaMP3Encoder(checkpoints.LoadedModel(tiny_clamp3, tiny_tokenizer, tiny_geometry, {}), device="cpu")
+    whole = CLaMP3Encoder(variants.LoadedModel(tiny_clamp3, tiny_tokenizer, tiny_geometry, {}), device="cpu")
     whole.save_pretrained(tmp_path)
     saved = CLaMP3Encoder.from_pretrained(tmp_path, device="cpu")
     np.testing.assert_allclose(saved.encode(["a jig", TUNE]), whole.encode(["a jig", TUNE]), atol=1e-3)
@@ -436,7 +437,7 @@ def test_push_to_hub_and_back(encoder, tmp_path, monkeypatch):
         asked.append((name, revision))
         return str(tmp_path / name)
 
-    monkeypatch.setattr(checkpoints.huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     back = CLaMP3Encoder.from_pretrained("me/tiny", "cpu", revision="v1")
     assert asked == [("me/tiny", "v1")]
     np.testing.assert_array_equal(back.encode("a jig"), encoder.encode("a jig"))

@@ -17,7 +17,7 @@ from clamplib.embedding.encoding import (
     segment_spans,
 )
 from clamplib.embedding.reading import Reader, read_ahead
-from clamplib.models.checkpoints import load_clamp3, load_m3
+from clamplib.models.variants import load_clamp3, load_m3
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
 
@@ -36,7 +36,7 @@ def compare(encoders, expected, folder, tokenizer, geometry):
     """All golden cases in as few batches as they fit."""
     names = expected.files
     files = [folder / f"{name}.{name.split('/')[0]}" for name in names]
-    outcomes = list(encode_each(read_ahead(Reader.of(geometry), files), encoders, tokenizer))
+    outcomes = list(encode_each(read_ahead(Reader(geometry), files), encoders, tokenizer))
     assert sorted(outcome.number for outcome in outcomes) == list(range(len(names)))
     for number, feature, error in outcomes:
         assert error is None and feature.dtype == np.float32

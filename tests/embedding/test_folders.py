@@ -9,7 +9,7 @@ from clamplib.embedding import encoding
 from clamplib.embedding.folders import extract_files, input_files
 from clamplib.embedding.reading import SEQUENCE_SUFFIXES
 from clamplib.files import InputError
-from clamplib.models.checkpoints import load_clamp3, load_m3
+from clamplib.models.variants import load_clamp3, load_m3
 
 GLOBAL = {"get_global": True}
 

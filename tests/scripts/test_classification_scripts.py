@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clamplib.embedding.encoding import encode_scores, encode_texts
-from clamplib.models.checkpoints import load_clamp3
+from clamplib.models.variants import load_clamp3
 from recipes.mini.convert import without_labels
 from recipes.mini.corpus import corpus_pieces
 

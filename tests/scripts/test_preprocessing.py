@@ -123,6 +123,10 @@ def test_a_changed_input_is_done_again(midis, tmp_path):
     assert output.read_text() == "kept"
     os.utime(midis / "a.mid", ns=(1, output.stat().st_mtime_ns + 1))
     run("batch_midi2mtf", midis, tmp_path / "out")
+    assert output.read_text() == "kept"  # the content decides, not the time
+    shutil.copy2(GOLDEN / "midi/in/hm_long.mid", midis / "a.mid")
+    os.utime(midis / "a.mid", ns=(1, 1))
+    run("batch_midi2mtf", midis, tmp_path / "out")
     assert output.read_text() != "kept"
 
 

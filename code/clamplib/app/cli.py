@@ -18,7 +18,9 @@ from clamplib.command import (
     FAILED,
     add_backend,
     add_device,
+    add_limits,
     add_variant,
+    add_verbose,
     add_workers,
     guarded,
     help_of,
@@ -54,7 +56,7 @@ def _print_json(args: argparse.Namespace) -> int:
     except ERRORS as error:
         print(json.dumps({"error": str(error)}))
         return FAILED
-    print(json.dumps({**answer.data, "failures": answer.failures}, ensure_ascii=False))
+    print(json.dumps({**answer.data, "failures": answer.failures}, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
     return FAILED if answer.failures else 0
 
 
@@ -188,9 +190,11 @@ def _add_command(commands: argparse._SubParsersAction, name: str, text: str, exa
     """Adds a command with the options that all have in common."""
     parser = commands.add_parser(name, help=text, **help_of(f"{text}\n\nexample: {example}"))
     common = parser.add_argument_group("common options")
+    add_verbose(common)
     add_variant(common)
     add_device(common)
     add_workers(common)
+    add_limits(common)
     common.add_argument(
         "--images",
         nargs="?",

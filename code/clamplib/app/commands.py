@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from clamplib.app.demo import TUNES, run_demo
-from clamplib.command import report_left_out
+from clamplib.command import limits_of, report_left_out
 from clamplib.embedding.cache import VectorCache
 from clamplib.embedding.collections import (
     Collection,
@@ -275,7 +275,8 @@ COMMANDS = {
 
 def _load_encoder(args: argparse.Namespace) -> CLaMP3Encoder:
     """Loads the encoder that the common options choose."""
-    return CLaMP3Encoder.from_pretrained(args.variant, device=args.device, captioner=args.images)
+    options = {"device": args.device, "captioner": args.images, "limits": limits_of(args)}
+    return CLaMP3Encoder.from_pretrained(args.variant, **options)
 
 
 def _open_cache(args: argparse.Namespace) -> VectorCache | None:
@@ -285,7 +286,7 @@ def _open_cache(args: argparse.Namespace) -> VectorCache | None:
 
 def _format_hit(value: float, *words: str) -> str:
     """Returns the line that shows a result of a search."""
-    return "  ".join([f"{value:6.3f}", *words])
+    return "  ".join([f"{value:6.3f}", *map(show, words)])
 
 
 def _title_of(source: os.PathLike) -> str:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from clamplib.audio import WINDOW_SECONDS, Recording, Waveform, recording_name
-from clamplib.files import InputError
+from clamplib.files import InputError, check_file
 
 try:
     import av
@@ -105,6 +105,8 @@ def samples(recording: Recording, rate: int) -> Iterator[np.ndarray]:
             infinite.
     """
     name = recording_name(recording)
+    if isinstance(recording, os.PathLike):
+        check_file(recording)
     try:
         if isinstance(recording, Waveform):
             yield from _finite(_resample(_waveform_blocks(recording), int(recording.rate), rate))

@@ -22,7 +22,7 @@ from clamplib.embedding.cache import VectorCache
 from clamplib.embedding.encoder import CLaMP3Encoder
 from clamplib.embedding.folders import input_files, write_features
 from clamplib.embedding.reading import BLIP_REPO, FEATURE_SUFFIXES, SUFFIXES, is_recording, modality_of
-from clamplib.files import InputError, key, sha256, show, walk
+from clamplib.files import InputError, file_state, key, sha256, show, walk
 from clamplib.formats.score_files import Tune, list_tunes
 from clamplib.jobs import Outcome, Report, run_jobs
 from clamplib.retrieval.index import Index, Record
@@ -78,7 +78,7 @@ class Fingerprint(NamedTuple):
     """What a source held when it was hashed."""
 
     key: str  # names its vector
-    state: tuple[int, int, int] | None  # of the file; what changes when its content does
+    state: str | None  # of the file (see files.file_state)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def embed_each(
         outcomes, new = [], {}
         for place, vector, error in some:
             number = missing[place]
-            if number in fingerprints and _state(sources[number]) != fingerprints[number].state:
+            if number in fingerprints and file_state(sources[number]) != fingerprints[number].state:
                 vector, error = None, f"{show(sources[number])}: changed while it was read; run it again"
             if vector is not None and number in keys:
                 new[keys[number]] = vector
@@ -332,6 +332,8 @@ def _unreadable(source: Source) -> str:
     """Why a source has no content key."""
     try:
         sha256(source)
+    except InputError as error:
+        return str(error)
     except OSError as error:
         return f"{show(source)}: expected a file that can be read ({error.strerror})"
     return f"{show(source)}: could not be read a moment ago, but can be now; run it again"
@@ -345,7 +347,7 @@ def _address(source: Source) -> str:
 
 def read_fingerprints(encoder: CLaMP3Encoder, sources: Sequence[Source], cache: VectorCache) -> dict[int, Fingerprint]:
     """What each source holds, by its number; unreadable files are left out."""
-    states = [_state(source) for source in sources]  # first: what changes from here on is seen
+    states = [file_state(source) for source in sources]  # first: what changes from here on is seen
     hashes = cache.content_hashes(map(os.fspath, sources))
     fingerprints = {}
     for number, source in enumerate(sources):
@@ -356,14 +358,6 @@ def read_fingerprints(encoder: CLaMP3Encoder, sources: Sequence[Source], cache: 
             name = f"{content} {taken_for} {made_by} {encoder.front_id(path)}"
             fingerprints[number] = Fingerprint(name, states[number])
     return fingerprints
-
-
-def _state(source: Source) -> tuple[int, int, int] | None:
-    try:
-        stat = os.stat(source)
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _encode(

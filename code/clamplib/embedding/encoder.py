@@ -36,10 +36,10 @@ from clamplib.embedding.reading import (
     refuse_image,
 )
 from clamplib.files import InputError, show
-from clamplib.jobs import Outcome, run_in_turn
+from clamplib.jobs import LIMITS, Limits, Outcome, run_in_turn
 from clamplib.models import distributed
-from clamplib.models.checkpoints import LoadedModel, save_variant
 from clamplib.models.settings import VARIANT_VARIABLE, load_variant
+from clamplib.models.variants import LoadedModel, save_variant
 from clamplib.retrieval.similarity import normalize, search, unit_mean
 from clamplib.space import front_of
 
@@ -65,6 +65,7 @@ class CLaMP3Encoder:
         dtype: torch.dtype | None = None,
         mert: str | Path | None = None,
         captioner: str | Path | None = None,
+        limits: Limits | None = LIMITS,
     ):
         """Takes a loaded model; `from_pretrained` loads one.
 
@@ -73,13 +74,14 @@ class CLaMP3Encoder:
             dtype: torch.bfloat16 or torch.float16 for mixed precision.
             mert: weights of MERT for recordings, a folder or a name on the hub; None: the published ones.
             captioner: weights of BLIP, which writes the captions that images are encoded by; None: images are refused.
+            limits: of time and memory for reading one file; None: none.
         """
         self.loaded, self.dtype = loaded, dtype
         self._mert_path, self._captioner_path = mert, captioner
         self.device = torch.device(device) if device else distributed.best_device()
         loaded.model.to(self.device)
         self.pretrained: tuple = ()  # how `from_pretrained` makes the same encoder in another process
-        self._reader = Reader.of(loaded.geometry)
+        self._reader = Reader(loaded.geometry, limits)
 
     @classmethod
     def from_pretrained(
@@ -92,6 +94,7 @@ class CLaMP3Encoder:
         weights_folder: str | Path | None = None,
         mert: str | Path | None = None,
         captioner: str | Path | None = None,
+        limits: Limits | None = LIMITS,
     ) -> "CLaMP3Encoder":
         """Loads a variant: "saas", "c2", "mini", a folder, a .pth, or owner/name of the hub.
 
@@ -101,7 +104,7 @@ class CLaMP3Encoder:
             name: the variant; None: that of the environment variable CLAMP3_VARIANT, else of line 66 of code/config.py.
             revision: a branch, tag or commit of the hub.
             weights_folder: where weights that are not in a folder of their own lie; None: code/ of this repository.
-            device, dtype, mert, captioner: as for the class.
+            device, dtype, mert, captioner, limits: as for the class.
 
         Raises:
             FileNotFoundError: the weights are missing and cannot be fetched; the message says where to put them.
@@ -109,9 +112,9 @@ class CLaMP3Encoder:
         """
         name = name or os.environ.get(VARIANT_VARIABLE) or None
         loaded = load_variant(name, weights_folder=weights_folder, revision=revision)
-        fronts = {"mert": mert, "captioner": captioner}
-        encoder = cls(loaded, device=device, dtype=dtype, **fronts)
-        options = {"name": name, "dtype": dtype, "revision": revision, "weights_folder": weights_folder, **fronts}
+        others = {"mert": mert, "captioner": captioner, "limits": limits}
+        encoder = cls(loaded, device=device, dtype=dtype, **others)
+        options = {"name": name, "dtype": dtype, "revision": revision, "weights_folder": weights_folder, **others}
         encoder.pretrained = tuple(options.items())
         return encoder
 
@@ -151,6 +154,15 @@ class CLaMP3Encoder:
         if is_recording(source):
             return self.audio_front_id
         return f"blip-{self._captioner.weights_sha256[:16]}" if self._captioner_path and is_image(source) else ""
+
+    @property
+    def limits(self) -> Limits | None:
+        """The limits of time and memory for reading one file."""
+        return self._reader.limits
+
+    def reads_by_model(self, item: Item) -> bool:
+        """Whether reading an item takes a model (MERT, BLIP)."""
+        return (is_recording(item) and not self._spectral) or bool(self._captioner_path and is_image(item))
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -268,6 +280,11 @@ class CLaMP3Encoder:
             for place, value, error in encoded:
                 number = numbers[place]
                 yield Outcome(number, value, error and _named(items[number], number, error))
+
+    def encode_readings(self, readings: Iterable[Outcome]) -> Iterator[Outcome]:
+        """Embeds what `read_each` gives: outcomes whose value is float32 [1, D], in no particular order."""
+        encoders = clamp3_encoders(self.loaded, True, self.dtype)
+        return encode_each(readings, encoders, self.loaded.tokenizer)
 
     def similarity(self, a: Items | Vectors, b: Items | Vectors) -> np.ndarray:
         """Cosines of two lists of items, or of vectors: float32 [A, B]."""

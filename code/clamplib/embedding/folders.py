@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from clamplib.embedding.encoding import clamp3_encoders, encode_each, m3_encoders
 from clamplib.embedding.reading import FEATURE_SUFFIXES, Reader, read_ahead
-from clamplib.files import InputError, atomic_path, is_done, output_paths, show, walk
-from clamplib.jobs import Outcome, Report
+from clamplib.files import InputError, atomic_path, check_writable, file_state, output_paths, show, walk
+from clamplib.jobs import LIMITS, NOT_FINITE, Limits, Outcome, Report
+from clamplib.manifest import Manifest, content_of
 from clamplib.models import distributed
-from clamplib.models.checkpoints import LoadedModel
 from clamplib.models.encoders import M3Model
+from clamplib.models.variants import LoadedModel
 from clamplib.space import SPACE_FILE, check_same_space, front_of, read_space, write_space
 
 
@@ -45,6 +46,7 @@ def extract_files(
     get_global: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
+    limits: Limits | None = LIMITS,
 ) -> Report:
     """Writes the features of texts, ABC, MTF and audio features that have none up to date.
 
@@ -53,6 +55,7 @@ def extract_files(
         get_global: writes one vector [1, D] per file, in place of the hidden states [1, T, H].
         batch_size: segments of full length in a batch; None: what suits the device.
         workers: processes that read ahead; None: by files and cores.
+        limits: of time and memory for reading one file.
 
     Raises:
         InputError: before any work, if the output folder holds another space.
@@ -64,7 +67,7 @@ def extract_files(
         space |= front_of(read_space(input_dir))
 
     def outcomes(files: Sequence[Path]) -> Iterator[Outcome]:
-        readings = read_ahead(Reader.of(loaded.geometry), files, workers=_own_workers(workers))
+        readings = read_ahead(Reader(loaded.geometry, limits), files, workers=_own_workers(workers))
         return encode_each(readings, encoders, loaded.tokenizer, batch_size=batch_size)
 
     return write_features(outcomes, sources, input_dir, output_dir, space)
@@ -99,20 +102,26 @@ def write_features(
     targets = output_paths([getattr(source, "alias", source) for source in sources], input_dir, output_dir, ".npy")
     if both := set(map(os.path.abspath, sources)) & set(map(os.path.abspath, targets)):
         raise InputError(f"{show(min(both))}: expected an output folder where no feature replaces an input")
+    check_writable(output_dir)
     known = _claim(output_dir, space)
     share = list(zip(sources, targets, strict=True))[distributed.rank() :: distributed.world_size()]
-    jobs = [job for job in share if not (known and is_done(*job))]
-    report = Report(skipped=len(share) - len(jobs))
-    wanted = [source for source, _ in jobs]
-    quiet = not progress or distributed.rank() > 0 or not jobs
-    for number, feature, error in tqdm(outcomes(wanted), total=len(jobs), unit="file", disable=quiet):
-        source, target = jobs[number]
-        if not error:
-            error = _save(feature, target)
-        if error:
-            report.add_failure(source, error)
-        else:
+    with Manifest() as manifest:
+        jobs = manifest.missing(share) if known else share
+        states = [file_state(source) for source, _ in jobs]
+        report = Report(skipped=len(share) - len(jobs))
+        wanted = [source for source, _ in jobs]
+        quiet = not progress or distributed.rank() > 0 or not jobs
+        for number, feature, error in tqdm(outcomes(wanted), total=len(jobs), unit="file", disable=quiet):
+            source, target = jobs[number]
+            stage = "encode" if error == NOT_FINITE else "read"
+            if not error:
+                stage = "write"
+                error = _save(feature, target)
+            if error:
+                report.add_failure(source, error, stage)
+                continue
             report.done += 1
+            manifest.add(target, states[number], content_of(source, states[number]))
     return _gather(report, output_dir)
 
 

@@ -31,7 +31,7 @@ from clamplib import audio as sound
 from clamplib.audio import Waveform
 from clamplib.audio.spectral import recording_features
 from clamplib.embedding.sequences import audio_frames, symbolic_patches
-from clamplib.files import InputError, load_array, show
+from clamplib.files import InputError, check_file, load_array, show
 from clamplib.formats.mtf import FIRST_WORD, midi_to_mtf, parse_midi
 from clamplib.formats.notation import (
     FIELD,
@@ -44,7 +44,7 @@ from clamplib.formats.notation import (
 )
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.formats.score_files import SCORE_SUFFIXES, Tune, decode_text, read_text, score_text, score_to_abc
-from clamplib.jobs import Outcome, run_in_turn, run_jobs
+from clamplib.jobs import LIMITS, Limits, Outcome, run_in_turn, run_jobs
 
 if TYPE_CHECKING:  # which brings transformers; processes that only read do without it
     from clamplib.models.geometry import Geometry
@@ -91,15 +91,12 @@ class Reading(NamedTuple):
 class Reader:
     """Reads items into sequences. It is small, so that it can be sent to other processes."""
 
-    def __init__(self, patch_size: int, patch_length: int, audio_size: int, abc: str = ""):
-        """Takes sizes of a Geometry, and `abc`, which says how it wants ABC that is not interleaved."""
-        self.patchilizer = M3Patchilizer(patch_size, patch_length)
-        self.audio_size, self.abc = audio_size, abc
-
-    @classmethod
-    def of(cls, geometry: "Geometry") -> "Reader":
-        """The reader for a model of these sizes."""
-        return cls(geometry.patch_size, geometry.patch_length, geometry.audio_hidden_size, geometry.abc)
+    def __init__(self, geometry: "Geometry", limits: Limits | None = LIMITS):
+        """Takes the sizes of a model, and what reading one file may take."""
+        self.patchilizer = M3Patchilizer(geometry.patch_size, geometry.patch_length)
+        self.audio_size = geometry.audio_hidden_size
+        self.abc = geometry.abc  # how the model wants ABC that is not interleaved
+        self.limits = limits
 
     def __call__(self, item: Any, modality: str | None = None) -> Reading:
         """Reads an item. InputError says why it cannot be, and names its file if it is one."""
@@ -125,18 +122,24 @@ def read_ahead(
 ) -> Iterator[Outcome]:
     """Reads items, in other processes while the model is busy, where there are enough to make that worth it.
 
+    Files and bytes that must be converted are always read in other processes, within the limits of the reader.
+
     Args:
         modality: of all items; None: what each is.
-        workers: processes; 0 or 1: none but this one; None: by items and cores.
+        workers: processes; 0 or 1: one at most; None: by items and cores.
 
     Yields:
         Outcomes whose value is a Reading, in no particular order.
     """
     read = partial(reader, modality=modality)
-    slow = sum(_is_converted(item, reader) for item in items)
-    if workers in (0, 1) or (workers is None and slow < FEW and len(items) < MANY):
+    slow = [item for item in items if _is_converted(item, reader)]
+    foreign = any(isinstance(item, os.PathLike | bytes) for item in slow)
+    few = workers in (0, 1) or (workers is None and len(slow) < FEW and len(items) < MANY)
+    if few and not foreign:
         return _noted(run_in_turn(read, items), items, reader)
-    return _noted(run_jobs(read, items, workers=workers, at_once=READ_AHEAD), items, reader)
+    workers = workers if workers is None else max(workers, 1)
+    outcomes = run_jobs(read, items, workers=workers, at_once=READ_AHEAD, limits=reader.limits)
+    return _noted(outcomes, items, reader)
 
 
 def _is_converted(item: Any, reader: Reader) -> bool:
@@ -282,8 +285,7 @@ def _kind(item: Any) -> str:
 
 
 def _read_file(path: os.PathLike, modality: str, abc: str) -> Content:
-    if not Path(path).is_file():
-        raise InputError(f"{show(path)}: there is no such file")
+    check_file(path)
     suffix = Path(path).suffix.lower()
     if modality == "text":
         return Content("text", _read_utf8(path))

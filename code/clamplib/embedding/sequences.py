@@ -24,8 +24,10 @@ MERT_STATES = 13  # hidden states of MERT-v1-95M
 def text_tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
     """Tokens of a text's unique non-empty lines, in the order of their first appearance: int64 [n].
 
-    A text without any is the two special tokens, as it was in the published pipeline.
+    A text without any is the two special tokens, as it was in the published pipeline. Half characters, which a shell
+    makes of words that are not UTF-8, are read as the replacement character.
     """
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     lines = dict.fromkeys(line for line in text.split("\n") if line)
     return np.array(tokenizer(tokenizer.sep_token.join(lines), verbose=False)["input_ids"], np.int64)
 

@@ -10,8 +10,6 @@ import math
 import os
 import random
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
@@ -23,11 +21,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from clamplib.files import InputError
 from clamplib.models import distributed
 from clamplib.models.encoders import pad
+from clamplib.processes import watch_parent
 from clamplib.training.datasets import CLaMP3Dataset, CLaMP3Item, M3Dataset, M3Item
 
 Batch = TypeVar("Batch")
 ENDING_SECONDS = 5.0  # after which workers that have not ended are killed
-WATCH_SECONDS = 1.0  # between two looks at whether the parent lives
 
 
 class LengthSortedBatches(Sampler[list[tuple[int, int]]]):
@@ -248,22 +246,6 @@ def _start_worker(parent: int, worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Torch ends a worker after its parent too, but not while it waits to hand over a batch.
     watch_parent(parent, partial(os._exit, 1))
-
-
-def watch_parent(parent: int, then: Callable[[], None]) -> None:
-    """Starts a thread that makes a call when the parent of this process has ended.
-
-    Args:
-        parent: its process id.
-        then: the call.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
-        then()
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class Stopwatch:

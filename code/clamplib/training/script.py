@@ -20,7 +20,8 @@ from clamplib.models import distributed
 from clamplib.models.encoders import CLaMP3Model, M3Model
 from clamplib.models.settings import load_m3_encoder, load_settings, load_text_encoder, make_geometry
 from clamplib.models.variants import load_tokenizer
-from clamplib.training.batches import BatchLoader, CollateCLaMP3, collate_m3, make_loader, watch_parent
+from clamplib.processes import watch_parent
+from clamplib.training.batches import BatchLoader, CollateCLaMP3, collate_m3, make_loader
 from clamplib.training.datasets import CLaMP3Dataset, M3Dataset
 from clamplib.training.loop import Training, fit
 from clamplib.training.objectives import CLaMP3Objective, M3Objective
