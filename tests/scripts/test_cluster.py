@@ -51,8 +51,10 @@ def slow_at_two(number):
 
 
 os.makedirs("nodes")
-nodes = {result or error for _, result, error in jobs.run_jobs(nodes_at_work, range(8), backend="ray")}
+nodes = {result or error for _, result, error in jobs.run_jobs(nodes_at_work, range(8), backend="ray", limits=None)}
 died = {number: result or error for number, result, error in jobs.run_jobs(die_at_two, range(1, 5), backend="ray")}
+without = jobs.run_jobs(die_at_two, range(1, 5), backend="ray", limits=None)
+assert died == {number: result or error for number, result, error in without}
 order = []
 for number, *_ in jobs.run_jobs(slow_at_two, range(8), workers=2, backend="ray"):  # they come as they are done
     order.append(number)

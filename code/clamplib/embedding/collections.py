@@ -372,7 +372,8 @@ def _encode(
     starts = range(0, len(sources), FILES_A_JOB)
     jobs = [sources[start : start + FILES_A_JOB] for start in starts]
     embed = partial(_embed_on_node, encoder.pretrained)
-    for job, outcomes, error in run_jobs(embed, jobs, workers=workers, backend=backend):
+    # Reading has its limits on the node; the model has none, and stays where it was loaded.
+    for job, outcomes, error in run_jobs(embed, jobs, workers=workers, backend=backend, limits=None):
         if error:
             outcomes = [Outcome(number, error=error) for number in range(len(jobs[job]))]
         for number, vector, problem in outcomes:
