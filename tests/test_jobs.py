@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,3 +185,13 @@ def test_an_output_folder_that_takes_nothing_is_noticed_before_the_work(tmp_path
     (tmp_path / "out").write_text("a file")
     with pytest.raises(InputError, match="out: expected an output folder that can be written to"):
         run_batch(copy, [tmp_path / "a"], [tmp_path / "out" / "a"], output_root=tmp_path / "out")
+
+
+def test_what_a_kill_left_is_removed_when_it_is_a_day_old(batch, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name, age in ((".clamp-old.npy", 90_000), (".clamp-new.npy", 0), ("other.npy", 90_000)):
+        left = tmp_path / "out" / name
+        left.touch()
+        os.utime(left, (time.time() - age,) * 2)
+    _, outputs = batch({"a": "one"})
+    assert outputs.keys() == {".clamp-new.npy", "other.npy", "a"}

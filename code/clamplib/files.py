@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import stat
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 
 TEMPORARY = ".clamp-"  # what the names of unfinished outputs begin with
+LEFT_SECONDS = 86_400  # after which an unfinished output is nobody's
 PROBE_BYTES = 4096  # that an output folder must take
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -124,8 +126,14 @@ def check_file(path: str | os.PathLike) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Makes an output folder if there is none. InputError if nothing can be written there, before work is lost."""
+    """Makes an output folder if there is none. InputError if nothing can be written there, before work is lost.
+
+    What kills left unfinished there a day ago or longer is removed.
+    """
     try:
+        for left in Path(folder).glob(f"{TEMPORARY}*"):
+            if left.is_file() and time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink(missing_ok=True)
         with atomic_path(Path(folder, "probe"), keep=False) as temporary:
             temporary.write_bytes(bytes(PROBE_BYTES))
     except OSError as error:

@@ -145,3 +145,12 @@ def test_only_some_problems_are_named(run, make_config, capsys):
 def test_unknown_settings_are_refused(run, make_config, capsys):
     assert run(M3, make_config(M3_EPOCHS=3)) == 1
     assert "config.py has no setting called M3_EPOCHS" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_takes_nothing_is_noticed_before_the_training(run, make_config, capsys):
+    config = make_config()
+    (config.parent / "out").rmdir()
+    (config.parent / "out").write_text("a file")
+    assert run(SYMBOLIC, config) == 1
+    said = capsys.readouterr()
+    assert "out: expected an output folder that can be written to" in said.err and "epoch" not in said.out

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from clamplib.command import guarded, make_parser
+from clamplib.files import check_writable
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models import distributed
 from clamplib.models.encoders import CLaMP3Model, M3Model
@@ -94,6 +95,9 @@ def _train(settings: SimpleNamespace, modality: str | None, device: torch.device
     """Trains by the settings; returns the number of the signal that stopped the training, or 0."""
     torch.manual_seed(settings.SEED)  # of the weights that begin at random
     recipe = make_recipe(settings, modality)
+    if distributed.rank() == 0:
+        for path in (recipe.weights_path, recipe.logs_path):
+            check_writable(path.parent)
     training = clamp3_training(settings, modality, recipe) if modality else m3_training(settings)
     if device.type == "cpu":
         for part in training.model.modules():
