@@ -8,12 +8,13 @@ from pathlib import Path
 
 from clamplib.command import batch_parser, convert_folder
 from clamplib.formats.mtf import mtf_to_midi
+from clamplib.formats.score_files import read_text
 
 input_dir = "<path_to_your_mtf_files>"  # the default input
 
 
 def write_midi(source: Path, target: Path) -> None:
-    mtf_to_midi(source.read_text(encoding="utf-8-sig")).save(target)
+    mtf_to_midi(read_text(source)).save(target)
 
 
 def main(argv: list[str] | None = None) -> int:

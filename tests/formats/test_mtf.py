@@ -133,6 +133,12 @@ def test_bad_midi_is_named(name, got):
         midi_to_mtf(GOLDEN / "in" / name)
 
 
+def test_the_place_of_a_bad_byte_is_named():
+    data = (GOLDEN / "in" / "hm_timesigs.mid").read_bytes()
+    with pytest.raises(InputError, match=r"a message that mido cannot read \(OSError: .*\) before byte 2\d$"):
+        parse_midi(data[:23] + b"\x40" + data[24:], "damaged")
+
+
 def test_any_damaged_byte_is_an_input_error_or_midi():
     data = (GOLDEN / "in" / "hm_timesigs.mid").read_bytes()
     for position in range(len(data)):
@@ -155,6 +161,15 @@ def test_any_damaged_byte_is_an_input_error_or_midi():
         ("ticks_per_beat 480\nsysex 0 __import__('os')", "line 2"),
         ("ticks_per_beat 480\nkey_signature H 0", "line 2"),
         ("ticks_per_beat 480\ntext no time", "line 2"),
+        ("ticks_per_beat 99999\n", "N below 32768"),
+        ("ticks_per_beat " + "9" * 5000, "N below 32768"),
+        ("ticks_per_beat 480\nnote_on -5 0 60 64", r"line 2: .*time must be an integer in range 0\.\.268435455"),
+        ("ticks_per_beat 480\nnote_on 268435456 0 60 64", r"line 2: .*time must be an integer in range"),
+        ("ticks_per_beat 480\nset_tempo 500000 0.5", r"line 2: .*time must be an integer"),
+        ("ticks_per_beat 480\ntext \\u6b4c 0", "line 2: .*latin-1"),
+        ("ticks_per_beat 480\nnote_on 0 0 60", "its values are time channel note velocity; there are more or fewer"),
+        ("ticks_per_beat 480\nset_tempo 0", "its values are tempo time; there are more"),
+        ("ticks_per_beat 480\nnote 0 0 60", "no message has this type"),
     ],
 )
 def test_bad_mtf_names_the_line(mtf, message):

@@ -8,6 +8,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -146,14 +147,16 @@ def test_xml_may_begin_with_blank_lines():
     [
         (b"", "an empty file"),
         (b"hello", "got b'hello'"),
-        (XML.encode()[:-40], "expected valid MusicXML"),
+        (XML.encode()[:-40], "expected well-formed MusicXML, got unclosed token: line 1"),
         (b"<score-partwise/>", "expected valid MusicXML"),
         (re.sub("<note>.*</note>", "", XML).encode(), "a score with notes"),
         (b"<mei/>", "kind score-partwise, got <mei>"),
         (b"<!DOCTYPE x [<!ENTITY a 'b'>]>" + XML.encode(), "declares entities"),
         (("\ufeff<!DOCTYPE x [<!ENTITY a 'b'>]>" + XML).encode("utf-16-le"), "declares entities"),
-        (XML.replace("<duration>4", "<duration>x").encode(), "xml2abc raised ValueError"),
+        (XML.replace("<duration>4", "<duration>x").encode(), "xml2abc could not read this one (ValueError"),
         (b"PK\3\4broken", "broken one"),
+        (b"<?xml version='1.0' encoding='none-such'?>" + XML.encode(), "none-such"),
+        (XML.replace("<part-list>", "<a>" * 9).encode(), "expected well-formed MusicXML, got mismatched tag: line 1"),
         (zipped({"readme.txt": "no"}), "expected a MusicXML file in the archive"),
         (zipped({"a.xml": XML})[:-10], "broken one"),
         (zipped({"a.xml": XML * 9})[:60] + b"?" * 9 + zipped({"a.xml": XML * 9})[69:], "broken one"),
@@ -165,7 +168,7 @@ def test_bad_xml_is_an_input_error(data, message):
 
 
 def test_zip_bombs_are_refused(monkeypatch):
-    monkeypatch.setattr("clamplib.formats.notation.MAX_UNZIPPED", 1000)
+    monkeypatch.setattr("clamplib.formats.archives.MAX_BYTES", 1000)
     with pytest.raises(InputError, match="at most 1000 bytes"):
         xml_to_abc(zipped({"a.xml": XML + " " * 2000}))
 
@@ -192,6 +195,7 @@ def test_only_quotes_with_bar_lines_are_removed():
         ("", "expected ABC with V:1 lines"),
         ("V:1\nz8 | z8 |]\n", "no notes"),
         ("V:1\nC8 | C8 |]\nV:2\nC8 |]\n", "different numbers of bars"),
+        ("V:1\n\nV:2\nC8 |]\n", "expected voices of whole bars"),
     ],
 )
 def test_bad_abc_is_not_interleaved(abc, message):
@@ -238,8 +242,32 @@ def test_bad_abc_is_not_converted(abc, message):
 def test_what_abc2xml_raises_is_an_input_error(monkeypatch):
     abc_to_xml(TUNE)
     monkeypatch.setattr("abctoolkit.abc2xml.mxm.parse", lambda tune: 1 / 0)
-    with pytest.raises(InputError, match="abc2xml raised ZeroDivisionError"):
+    with pytest.raises(InputError, match="abc2xml could not read this one .ZeroDivisionError"):
         abc_to_xml(TUNE)
+
+
+CONTROL_CHARACTERS = [chr(code) for code in range(1, 32) if chr(code) not in "\n\r"]
+
+
+@pytest.mark.parametrize("character", [*CONTROL_CHARACTERS, "\x85", "\u2028", "\ufffe", "\ud800"])
+def test_control_characters_make_no_broken_xml(character):
+    """Titles, names of voices and lyrics may hold any character, and XML may not. None becomes a note."""
+    head = f'X:1\nT:a{character}b\nM:4/4\nL:1/8\nK:C\nV:1 nm="c{character}d"\n'
+    abc = head + f'"^e{character}f"CDEF GABc|\nw:g{character}h\n'
+    for tune in (abc, *split_tunes(abc)):
+        xml = abc_to_xml(tune)
+        ElementTree.fromstring(xml)
+        assert xml.count("<step>") == 8
+
+
+def test_a_form_feed_ends_no_tune():
+    assert split_tunes("X:1\nK:C\nCDE|\n\f\nFGA|\n") == ["X:1\nK:C\nCDE|\nFGA|\n"]
+
+
+@pytest.mark.parametrize("character", ["\x85", "\u2028", "\x0c"])
+def test_a_word_with_a_rare_line_break_stays_whole(character):
+    abc = f'K:C\nV:1\n"^a{character}V:2" C8 | D8 |]\n'
+    assert interleave(abc) == f'K:C\n[V:1]"^a{character}V:2" C8|\n[V:1]D8|]\n'
 
 
 def test_files_named_in_a_tune_are_not_read(tmp_path):

@@ -3,13 +3,23 @@
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import music21
 import pytest
 
 from clamplib.files import InputError
 from clamplib.formats.notation import interleave
-from clamplib.formats.score_files import Tune, list_tunes, read_text, score_to_abc, score_to_musicxml, split_kern
+from clamplib.formats.score_files import (
+    Tune,
+    list_tunes,
+    read_text,
+    read_title,
+    score_text,
+    score_to_abc,
+    score_to_musicxml,
+    split_kern,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "abc"
 MUSIC21 = Path(music21.__file__).parent
@@ -86,6 +96,55 @@ def test_bad_files_for_music21(tmp_path, name):
         score_to_abc(path)
 
 
+def test_the_reason_names_format_and_file_and_is_no_traceback(tmp_path):
+    for name, kind in (("a.mei", "an MEI score"), ("a.nwc", "a NoteWorthy score"), ("a.rntxt", "a RomanText score")):
+        path = tmp_path / name
+        path.write_text("m1 C: I\nm2-4 = m9\n")
+        with pytest.raises(InputError) as caught:
+            score_to_abc(path)
+        assert f"{name}: expected {kind}, music21 could not read this one (" in str(caught.value)
+        assert "Traceback" not in str(caught.value)
+        assert "site-packages" not in str(caught.value)
+
+
+def test_control_characters_in_kern_make_no_broken_xml(tmp_path):
+    path = tmp_path / "a.krn"
+    path.write_text("!!!OTL: a\x1bb\n**kern\n*M4/4\n=1\n4c\n=2\n4d\n*-\n")
+    (xml,) = score_to_musicxml(path)
+    assert ElementTree.fromstring(xml).findtext("movement-title") == "ab"
+    assert "V:1" in score_to_abc(path)
+
+
+def test_texts_of_damaged_encodings_are_read_or_refused(tmp_path):
+    path = tmp_path / "a.abc"
+    path.write_bytes(TUNE.encode("utf-16")[:-1])
+    with pytest.raises(InputError, match=r"a\.abc: expected UTF-16, as it begins, got other bytes"):
+        read_text(path)
+    path = tmp_path / "a.xml"
+    path.write_bytes(
+        '<?xml version="1.0" encoding="iso-8859-1"?><movement-title>Flöte</movement-title>'.encode("latin-1")
+    )
+    assert "Flöte" in score_text(path)
+    assert read_title(path) == "Flöte"
+
+
+def test_a_tune_that_is_gone_is_named(tmp_path):
+    path = tmp_path / "a.abc"
+    path.write_text(TUNE)
+    for read in (score_to_abc, score_text):
+        with pytest.raises(InputError, match=r"a\.abc: expected at least 3 tunes, got 1"):
+            read(Tune(path, 3))
+    assert read_title(Tune(path, 3)) is None
+
+
+def test_a_large_tunebook_is_not_converted_to_be_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("clamplib.formats.score_files.abc_to_xml", lambda abc: pytest.fail("converted"))
+    path = tmp_path / "a.abc"
+    path.write_text(TUNE * 2)
+    with pytest.raises(InputError, match="expected one score, got 2"):
+        score_to_abc(path)
+
+
 @pytest.mark.parametrize("name", ["bach__bwv154.3.mxl", "handmade__grace.musicxml"])
 def test_musicxml_is_given_as_it_is(name):
     (xml,) = score_to_musicxml(GOLDEN / "xml" / name)
@@ -95,6 +154,6 @@ def test_musicxml_is_given_as_it_is(name):
 
 
 def test_torch_is_not_imported():
-    modules = "mtf, notation, patchilizer, score_files"
+    modules = "archives, limits, mtf, notation, patchilizer, score_files"
     code = f"import sys; from clamplib.formats import {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

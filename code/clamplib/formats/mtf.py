@@ -9,8 +9,8 @@ Two quirks are kept, because the published weights were trained on data that has
 `m3_compatible` leaves out is not added to the next one, and `unknown_meta` lines do not return to MIDI.
 """
 
-import ast
 import io
+import re
 from operator import itemgetter
 from pathlib import Path
 
@@ -18,10 +18,16 @@ import mido
 from mido.messages.specs import SPEC_BY_TYPE
 
 from clamplib.files import InputError, show
+from clamplib.formats.limits import read_bytes
 
 FIRST_WORD = "ticks_per_beat"  # every MTF text begins with it
 M3_LEFT_OUT = frozenset("text copyright track_name instrument_name lyrics marker cue_marker device_name".split())
 NUMERIC_METAS = "sequence_number channel_prefix midi_port end_of_track set_tempo smpte_offset time_signature".split()
+MAX_DELTA = 2**28 - 1  # ticks: what four bytes of a MIDI file hold
+TICKS = re.compile(r"\s*-?\d{1,5}\s*")
+BYTES = re.compile(r"[\[(]([\d, ]*)[\])]")  # the data of sysex and sequencer_specific
+MAX_HIGH_BYTES = 100_000  # in a row; mido would read them as one number, in the square of their count
+HIGH_BYTES = re.compile(rb"[\x80-\xff]{%d}" % MAX_HIGH_BYTES)
 CHANNEL_FIELDS = {type_: ("time", *spec["value_names"]) for type_, spec in SPEC_BY_TYPE.items()}
 
 
@@ -54,7 +60,7 @@ def midi_to_mtf(midi: str | Path | mido.MidiFile, m3_compatible: bool = True) ->
         name = "this MIDI"
     else:
         name = show(midi)
-        midi = parse_midi(Path(midi).read_bytes(), name)
+        midi = parse_midi(read_bytes(midi), name)
     if midi.type == 2:
         raise InputError(f"{name}: expected a MIDI file of type 0 or 1, got type 2 (tracks without a common time)")
     if midi.ticks_per_beat <= 0:
@@ -71,20 +77,21 @@ def mtf_to_midi(text: str) -> mido.MidiFile:
     """Converts MTF to a MIDI file of type 1 with one track.
 
     Raises:
-        InputError: the text is not MTF. The message names the line.
+        InputError: the text is not MTF, or holds what a MIDI file cannot. The message names the line.
     """
     lines = text.split("\n")
     word, _, ticks = lines[0].partition(" ")
-    if word != FIRST_WORD or not ticks.strip().lstrip("-").isdecimal():
-        raise InputError(f"expected `{FIRST_WORD} N` in the first line, got {lines[0][:60]!r}")
+    if word != FIRST_WORD or not TICKS.fullmatch(ticks) or abs(int(ticks)) >= 2**15:
+        raise InputError(f"expected `{FIRST_WORD} N`, N below 32768, in the first line, got {lines[0][:60]!r}")
     track = mido.MidiTrack()
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip() or line.split(" ", 1)[0] == "unknown_meta":
             continue
         try:
             track.append(_parse_message(line))
-        except (ValueError, TypeError, LookupError, SyntaxError) as error:
-            raise InputError(f"line {number}: expected an MTF message, got {line[:60]!r} ({error})") from error
+        except (ValueError, TypeError, LookupError) as error:  # mido checks the values
+            got = f"{line[:60]!r} ({_reason(line, error)})"
+            raise InputError(f"line {number}: expected an MTF message, got {got}") from error
     return mido.MidiFile(type=1, ticks_per_beat=int(ticks), tracks=[track])
 
 
@@ -101,12 +108,16 @@ def parse_midi(data: bytes, name: str) -> mido.MidiFile:
     if data[:4] != b"MThd":
         got = f"{data[:12]!r}" if data else "an empty file"
         raise InputError(f"{name}: expected a MIDI file (it begins with MThd), got {got}")
+    if len(data) > MAX_HIGH_BYTES and HIGH_BYTES.search(data):
+        raise InputError(f"{name}: expected times and lengths of at most 4 bytes, got one of {MAX_HIGH_BYTES} or more")
+    file = io.BytesIO(data)
     try:
-        return mido.MidiFile(file=io.BytesIO(data))
+        return mido.MidiFile(file=file)
     except EOFError as error:
         raise InputError(f"{name}: expected whole tracks, got a MIDI file that is cut short") from error
     except Exception as error:  # mido raises whatever a broken byte leads to
-        raise InputError(f"{name}: expected valid MIDI, got {type(error).__name__}: {error}") from error
+        got = f"a message that mido cannot read ({type(error).__name__}: {error}) before byte {file.tell()}"
+        raise InputError(f"{name}: expected valid MIDI, got {got}") from error
 
 
 def _merged(tracks: list[mido.MidiTrack]) -> list[tuple[int, mido.Message]]:
@@ -147,12 +158,26 @@ def _parse_message(line: str) -> mido.Message | mido.MetaMessage:
     type_, _, rest = line.partition(" ")
     if type_ in META_FIELDS:
         values = dict(zip(META_FIELDS[type_], _meta_values(type_, rest), strict=True))
-        return mido.MetaMessage(type_, **values)
-    if type_ == "sysex":
+        message = mido.MetaMessage(type_, **values)
+    elif type_ == "sysex":
         time, _, data = rest.partition(" ")
-        return mido.Message(type_, time=int(time), data=ast.literal_eval(data))
-    values = zip(CHANNEL_FIELDS[type_], map(int, rest.split()), strict=True)
-    return mido.Message(type_, **dict(values))
+        message = mido.Message(type_, time=int(time), data=_byte_values(data))
+    else:
+        values = zip(CHANNEL_FIELDS[type_], map(int, rest.split()), strict=True)
+        message = mido.Message(type_, **dict(values))
+    if not (isinstance(message.time, int) and 0 <= message.time <= MAX_DELTA):
+        raise ValueError(f"the time must be an integer in range 0..{MAX_DELTA}")
+    return message
+
+
+def _reason(line: str, error: Exception) -> str:
+    """Why a line is not a message."""
+    type_ = line.split(" ", 1)[0]
+    fields = META_FIELDS.get(type_) or CHANNEL_FIELDS.get(type_)
+    if not fields:
+        return "no message has this type"
+    problem = "there are more or fewer" if str(error).startswith("zip()") else str(error)[:200]
+    return f"its values are {' '.join(fields)}; {problem}"
 
 
 def _meta_values(type_: str, rest: str) -> list:
@@ -160,4 +185,15 @@ def _meta_values(type_: str, rest: str) -> list:
     if type_ in NUMERIC_METAS:
         return [float(word) if "." in word else int(word) for word in rest.split()]
     value, _, time = rest.rpartition(" ")
-    return [ast.literal_eval(value) if type_ == "sequencer_specific" else value, int(time)]
+    if type_ == "sequencer_specific":
+        return [_byte_values(value), int(time)]
+    value.encode("latin-1")  # raises for a letter that a MIDI file cannot hold
+    return [value, int(time)]
+
+
+def _byte_values(text: str) -> tuple[int, ...]:
+    """Reads a list or tuple of numbers, as str() writes it."""
+    match = BYTES.fullmatch(text)
+    if not match:
+        raise ValueError("the data must be numbers in brackets")
+    return tuple(int(word) for word in match[1].split(",") if word.strip())

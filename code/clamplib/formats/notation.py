@@ -11,8 +11,6 @@ import logging
 import re
 import threading
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from math import gcd
@@ -31,6 +29,8 @@ from abctoolkit.utils import (
 )
 
 from clamplib.files import InputError, show
+from clamplib.formats.archives import refuse_entities, unzip
+from clamplib.formats.limits import MAX_BYTES, read_bytes, refuse_abc, refuse_long_lines, refuse_musicxml
 
 logger = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -40,39 +40,42 @@ XML2ABC_OPTIONS = SimpleNamespace(  # what `xml2abc -d 8 -x` sets
     i=None, j=None, s=None, stm=None, t=None, u=None, v1=None,
 )  # fmt: skip
 DROPPED_FIELDS = ["X:", "T:", "C:", "W:", "w:", "Z:", "%%MIDI"]
-CONTAINER = "META-INF/container.xml"  # of an .mxl archive; it names the score
-NOT_A_SCORE = re.compile(r"META-INF/|__MACOSX/|(.*/)?\._")
 PEDALS = {"start": "start", "resume": "start", "stop": "stop", "discontinue": "stop"}
 ACCIDENTALS = {"double-flat", "flat-flat", "flat", "natural", "sharp", "sharp-sharp", "double-sharp"}
-MAX_UNZIPPED = 256 * 2**20  # bytes; the largest real scores are some 50 MB
-MAX_REST = 9999  # bars; abc2xml writes out every one of them
 FIELD = re.compile(r"[A-Za-z]:|%%")
 QUOTED = re.compile(r'"[^"]*"')
 DOUBLED_BAR_LINE = re.compile(r"(?<=[|\]])([ \t]*\n[ \t]*)\|\|")  # abc2xml would read an empty bar
+OTHER_LINE_BREAKS = re.compile("[\x85\u2028\u2029]")  # abc2xml would break a title or a word there
+NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # characters XML cannot hold
 
 
-def xml_to_abc(score: str | Path | bytes) -> str:
+def xml_to_abc(score: str | Path | bytes, name: str | None = None) -> str:
     """Converts MusicXML to standard ABC, as `xml2abc -d 8 -x` writes it.
 
     Args:
         score: the path of an .xml, .musicxml or .mxl file, or its bytes.
+        name: what an error calls the score, by default its path.
 
     Raises:
-        InputError: the score is not valid MusicXML or has no notes.
+        InputError: the score is not valid MusicXML, has no notes, or has what no music has (see `limits`).
     """
-    name = "this MusicXML" if isinstance(score, bytes) else show(score)
-    data = score if isinstance(score, bytes) else Path(score).read_bytes()
+    name = name or ("this MusicXML" if isinstance(score, bytes) else show(score))
+    data = score if isinstance(score, bytes) else read_bytes(score)
     data = unzip(data, name) if data[:2] == b"PK" else data.lstrip()
     refuse_entities(data, name)
     _require_partwise(data, name)
+    refuse_musicxml(data, name)
     with running_converter(name):
         try:
             abc = _run_xml2abc(data)
+        except ElementTree.ParseError as error:
+            raise InputError(f"{name}: expected well-formed MusicXML, got {error}") from error
         except Exception as error:  # xml2abc raises whatever it did not expect
             try:
                 abc = _run_xml2abc(_in_known_terms(data))
             except Exception:
-                raise InputError(f"{name}: expected valid MusicXML, xml2abc raised {summarize_error(error)}") from error
+                got = summarize_error(error)
+                raise InputError(f"{name}: expected valid MusicXML, xml2abc could not read this one ({got})") from error
     if not abc:
         raise InputError(f"{name}: expected a score with notes, got one without")
     return abc
@@ -111,9 +114,13 @@ def interleave(abc: str) -> str:
         abc: one tune whose voices have `V:` lines, as `xml_to_abc` writes it.
 
     Raises:
-        InputError: there is no `V:1` line or no note, or the voices have different numbers of bars.
+        InputError: there is no `V:1` line or no note, the voices have different numbers of bars, or a line is longer
+            than any music.
     """
-    lines = [line for line in abc.splitlines(keepends=True) if line.strip()]
+    refuse_long_lines(abc, "this ABC")
+    lines = [line for line in _lines(abc) if line.strip()]
+    if not any(line.strip() == "V:1" for line in lines):
+        raise InputError("expected ABC with V:1 lines, as xml_to_abc writes it, got none")
     with running_converter("interleave") as printed:
         try:
             lines = remove_bar_no_annotations(remove_information_field(lines, DROPPED_FIELDS))
@@ -121,19 +128,24 @@ def interleave(abc: str) -> str:
             stripped, _ = strip_empty_bars(lines)
             interleaved = "".join(rotate_abc(stripped)) if stripped else ""
         except Exception as error:  # abctoolkit raises whatever a broken score leads to
-            raise InputError(
-                f"expected ABC with V:1 lines, as xml_to_abc writes it, abctoolkit raised {summarize_error(error)}"
-            ) from error
+            got = summarize_error(error)
+            raise InputError(f"expected voices of whole bars, abctoolkit could not read this ABC ({got})") from error
     if not interleaved:
         got = "voices with different numbers of bars" if "bar numbers" in printed.getvalue() else "no notes"
         raise InputError(f"expected voices of equal length, got {got}")
     return interleaved
 
 
+def _lines(text: str) -> list[str]:
+    """The lines of a text as a file has them. str.splitlines would break words at rarer characters too."""
+    return io.StringIO(text, newline="").readlines()
+
+
 def bars_differ(abc: str) -> bool:
     """Tells whether the voices of standard ABC differ in the length of a bar, as far as abctoolkit can see."""
     with running_converter("bars_differ") as printed, suppress(Exception):
-        check_alignment_unrotated(abc.splitlines(keepends=True))
+        refuse_long_lines(abc, "this ABC")
+        check_alignment_unrotated(_lines(abc))
     return "Odd bar duration" in printed.getvalue()
 
 
@@ -141,13 +153,13 @@ def abc_to_xml(abc: str) -> str:
     """Converts one tune in standard or interleaved ABC to MusicXML.
 
     Raises:
-        InputError: the text has no K: line or a very long rest, or abc2xml cannot read it.
+        InputError: the text has no K: line, has what no music has (see `limits`), or abc2xml cannot read it.
     """
     if not re.search(r"^K:|\[K:", abc, re.M):
         raise InputError(f"expected an ABC tune with a K: line, got {abc[:40]!r}")
-    if re.search(rf"[XZ]\d{{{len(str(MAX_REST)) + 1}}}", abc):
-        raise InputError(f"expected rests of at most {MAX_REST} bars, got a longer one")
+    refuse_abc(abc, "this ABC")
     abc2xml = _abc2xml()
+    abc = OTHER_LINE_BREAKS.sub(" ", without_control_characters(abc))
     abc = DOUBLED_BAR_LINE.sub(r"\1|", abc)
     tune = abc if re.search(r"^[ \t]*X:", abc, re.M) else "X:1\n" + abc
     with running_converter("abc_to_xml"):
@@ -159,7 +171,9 @@ def abc_to_xml(abc: str) -> str:
                 element.text = str(int(element.text) // divisor)
             return abc2xml.fixDoctype(score) + "\n"
         except Exception as error:  # abc2xml raises whatever a broken tune leads to
-            raise InputError(f"expected an ABC tune, abc2xml raised {summarize_error(error)}") from error
+            raise InputError(
+                f"expected an ABC tune, abc2xml could not read this one ({summarize_error(error)})"
+            ) from error
 
 
 def split_tunes(abc: str) -> list[str]:
@@ -167,11 +181,18 @@ def split_tunes(abc: str) -> list[str]:
 
     Args:
         abc: the text of a file. A text without an X: line is one tune.
+
+    Raises:
+        InputError: the file header is so long that its copies would fill the memory.
     """
+    abc = without_control_characters(abc)
     head, *tunes = re.split(r"^[ \t]*X:", abc, flags=re.M)
     if not tunes:
         return ["X:1\n" + abc] if abc.strip() else []
     header = "".join(line + "\n" for line in head.splitlines() if FIELD.match(line))
+    if len(header) * len(tunes) > MAX_BYTES:
+        got = f"{len(header)} characters for {len(tunes)} tunes"
+        raise InputError(f"expected a short header before the first X: line, which each tune gets, got {got}")
     split = []
     for tune in tunes:
         number, _, rest = tune.partition("\n")
@@ -198,59 +219,19 @@ def _without_split_quotes(line: str) -> str:
     return QUOTED.sub(keep, line.replace(r"\"", ""))
 
 
-def unzip(data: bytes, name: str) -> bytes:
-    """Reads the score inside an .mxl file: the one that its container names, else the first that looks like one.
-
-    Args:
-        data: the content of the file.
-        name: what an error calls it.
-
-    Raises:
-        InputError: the archive is broken, too large when unzipped, or has no MusicXML in it.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.namelist()
-            named = []
-            if CONTAINER in members:
-                container = _member(archive, CONTAINER, name)
-                refuse_entities(container, name)
-                named = [element.get("full-path") for element in ElementTree.fromstring(container).iter()]
-            scores = [member for member in named if member in members]
-            for member in members:
-                if member.lower().endswith((".xml", ".musicxml")) and not NOT_A_SCORE.match(member):
-                    scores.append(member)
-            if not scores:
-                raise InputError(f"{name}: expected a MusicXML file in the archive, got {members[:5]}")
-            return _member(archive, scores[0], name)
-    except (zipfile.BadZipFile, zlib.error, ElementTree.ParseError, OSError, RuntimeError) as error:
-        raise InputError(f"{name}: expected a valid .mxl archive, got a broken one ({error})") from error
-
-
-def _member(archive: zipfile.ZipFile, member: str, name: str) -> bytes:
-    if archive.getinfo(member).file_size > MAX_UNZIPPED:
-        raise InputError(f"{name}: expected at most {MAX_UNZIPPED} bytes when unzipped, got more")
-    return archive.read(member)
-
-
 def _require_partwise(data: bytes, name: str) -> None:
     try:
         _, root = next(ElementTree.iterparse(io.BytesIO(data), events=("start",)))
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter for unknown encodings
         got = f"{data[:40]!r} ({error})" if data else "an empty file"
         raise InputError(f"{name}: expected MusicXML, got {got}") from error
     if root.tag != "score-partwise":
         raise InputError(f"{name}: expected MusicXML of the kind score-partwise, got <{root.tag}>")
 
 
-def refuse_entities(data: bytes, name: str) -> None:
-    """Refuses a document that declares entities: a few lines of them can grow to gigabytes, and scores need none.
-
-    Raises:
-        InputError: the document, which the message calls `name`, declares an entity.
-    """
-    if any("<!ENTITY".encode(encoding) in data for encoding in ("utf-8", "utf-16-le", "utf-16-be")):
-        raise InputError(f"{name}: expected plain MusicXML, got a document that declares entities")
+def without_control_characters(text: str) -> str:
+    """Removes the characters that no XML document can hold, which converters copy from titles and words."""
+    return NOT_IN_XML.sub("", text)
 
 
 def _abc2xml():
@@ -282,5 +263,10 @@ def running_converter(name: str) -> Iterator[io.StringIO]:
 
 
 def summarize_error(error: Exception) -> str:
-    """The type of an error and the beginning of its message."""
-    return f"{type(error).__name__}: {str(error)[:200]}"
+    """The type of an error and the beginning of its message. Of a traceback in the message only the last line."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply, or has too many parts"
+    message, traceback, rest = str(error).partition("Traceback (most recent call last)")
+    if traceback:
+        message = f"{message.strip()} {rest.strip().splitlines()[-1].strip()}"
+    return f"{type(error).__name__}: {message[:200]}".removesuffix(": ")

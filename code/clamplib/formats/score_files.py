@@ -14,19 +14,32 @@ from itertools import pairwise
 from pathlib import Path
 
 from clamplib.files import InputError, show
+from clamplib.formats.archives import inflate_noteworthy, refuse_entities, unzip, unzip_capella
+from clamplib.formats.limits import as_ascii, read_bytes, refuse_music21
 from clamplib.formats.notation import (
     abc_to_xml,
-    refuse_entities,
     running_converter,
     split_tunes,
     summarize_error,
-    unzip,
+    without_control_characters,
     xml_to_abc,
 )
 
 MUSICXML_SUFFIXES = (".xml", ".musicxml", ".mxl")
 TUNEBOOK_SUFFIXES = (".abc", ".krn")  # files that may hold many tunes
-MUSIC21_SUFFIXES = (".mei", ".nwc", ".nwctxt", ".rntxt", ".rntext", ".romantext", ".rtxt", ".capx", ".musedata")
+MUSIC21_FORMATS = {
+    ".krn": "a kern score",
+    ".mei": "an MEI score",
+    ".nwc": "a NoteWorthy score",
+    ".nwctxt": "a NoteWorthy score as text",
+    ".rntxt": "a RomanText score",
+    ".rntext": "a RomanText score",
+    ".romantext": "a RomanText score",
+    ".rtxt": "a RomanText score",
+    ".capx": "a Capella score",
+    ".musedata": "a MuseData score",
+}
+MUSIC21_SUFFIXES = tuple(suffix for suffix in MUSIC21_FORMATS if suffix not in TUNEBOOK_SUFFIXES)
 SCORE_SUFFIXES = (*MUSICXML_SUFFIXES, *TUNEBOOK_SUFFIXES, *MUSIC21_SUFFIXES)
 TITLE_PATTERNS = {  # where a score states its title
     ".abc": r"^T:[ \t]*(.+)",
@@ -72,14 +85,21 @@ def score_to_abc(score: Path | Tune) -> str:
         InputError: the score cannot be read, or the file holds several tunes.
     """
     path = Path(score)
-    if path.suffix.lower() in MUSICXML_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix in MUSICXML_SUFFIXES:
         return xml_to_abc(path)
-    if isinstance(score, Tune):
-        return xml_to_abc(_tune_to_xml(score, _tune_texts(path, path.stat().st_mtime_ns)[score.number - 1]))
+    if suffix in TUNEBOOK_SUFFIXES:
+        if not isinstance(score, Tune):
+            _require_one(_tune_texts(path, path.stat().st_mtime_ns), path)
+        return xml_to_abc(_tune_to_xml(score, _tune_text(score)), show(score))
     scores = score_to_musicxml(path)
+    _require_one(scores, path)
+    return xml_to_abc(scores[0], show(path))
+
+
+def _require_one(scores: list, path: os.PathLike) -> None:
     if len(scores) != 1:
         raise InputError(f"{show(path)}: expected one score, got {len(scores)}; split the file first")
-    return xml_to_abc(scores[0])
 
 
 def score_to_musicxml(path: str | Path) -> list[bytes]:
@@ -94,11 +114,11 @@ def score_to_musicxml(path: str | Path) -> list[bytes]:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in MUSICXML_SUFFIXES:
-        data = path.read_bytes()
+        data = read_bytes(path)
         return [unzip(data, show(path)) if data[:2] == b"PK" else data]
     if suffix in TUNEBOOK_SUFFIXES:
         return [_tune_to_xml(path, text) for text in _tune_texts(path, path.stat().st_mtime_ns)]
-    return _by_music21(path, path.read_bytes())
+    return _by_music21(path, read_bytes(path))
 
 
 def list_tunes(path: Path) -> list[Path | Tune]:
@@ -123,7 +143,7 @@ def read_title(score: os.PathLike) -> str | None:
         return None
     try:
         match = re.search(pattern, score_text(score), re.M)
-    except (InputError, OSError, IndexError):
+    except (InputError, OSError):
         return None
     return html.unescape(match[1]).strip() or None if match else None
 
@@ -139,11 +159,19 @@ def score_text(score: os.PathLike) -> str:
     """
     path = Path(score)
     if path.suffix.lower() in TUNEBOOK_SUFFIXES:
-        return _tune_texts(path, path.stat().st_mtime_ns)[getattr(score, "number", 1) - 1]
+        return _tune_text(score)
     if path.suffix.lower() == ".mei":
         return read_text(path)
-    data = score_to_musicxml(path)[0]
-    return data.decode("utf-16" if data[:2] in UTF16_MARKS else "utf-8-sig")
+    return decode_text(score_to_musicxml(path)[0], show(path))
+
+
+def _tune_text(score: os.PathLike) -> str:
+    """The text of a tune, or of the first tune of a file."""
+    path, number = Path(score), getattr(score, "number", 1)
+    tunes = _tune_texts(path, path.stat().st_mtime_ns)
+    if number > len(tunes):
+        raise InputError(f"{show(path)}: expected at least {number} tunes, got {len(tunes)}: the file has changed")
+    return tunes[number - 1]
 
 
 @lru_cache(maxsize=1)
@@ -159,8 +187,9 @@ def _tune_texts(path: Path, modified: int) -> list[str]:
 def _tune_to_xml(source: os.PathLike, text: str) -> bytes:
     if Path(source).suffix.lower() == ".abc":
         return abc_to_xml(text).encode()
-    (xml,) = _by_music21(source, text.encode())
-    return xml
+    scores = _by_music21(source, text.encode())
+    _require_one(scores, source)
+    return scores[0]
 
 
 def split_kern(kern: str) -> list[str]:
@@ -177,9 +206,9 @@ def read_text(path: str | Path) -> str:
     """Reads a text file of any encoding that `decode_text` knows.
 
     Raises:
-        InputError: the file is empty or binary.
+        InputError: the file is empty, binary, or broken UTF-16.
     """
-    return decode_text(Path(path).read_bytes(), show(path))
+    return decode_text(read_bytes(path), show(path))
 
 
 def decode_text(data: bytes, name: str) -> str:
@@ -193,10 +222,13 @@ def decode_text(data: bytes, name: str) -> str:
         The text. Its lines end in "\\n".
 
     Raises:
-        InputError: the data is empty or binary.
+        InputError: the data is empty, binary, or broken UTF-16.
     """
     if data[:2] in UTF16_MARKS:
-        text = data.decode("utf-16")
+        try:
+            text = data.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name}: expected UTF-16, as it begins, got other bytes ({error})") from error
     else:
         try:
             text = data.decode("utf-8-sig")
@@ -209,19 +241,27 @@ def decode_text(data: bytes, name: str) -> str:
 
 def _by_music21(source: os.PathLike, data: bytes) -> list[bytes]:
     """Converts data that music21 reads to MusicXML, from a copy with a plain name: music21 expands $ and ~ in names."""
-    refuse_entities(data, show(source))
-    with running_converter(show(source)), tempfile.TemporaryDirectory() as folder:
+    name, suffix = show(source), Path(source).suffix.lower()
+    score = data
+    if suffix == ".capx":
+        score, data = unzip_capella(data, name)
+    elif suffix == ".nwc":
+        score = data = inflate_noteworthy(data, name)
+    refuse_entities(score, name)
+    refuse_music21(as_ascii(score), suffix, name)
+    with running_converter(name), tempfile.TemporaryDirectory() as folder:
         from music21 import converter, stream  # slow to import, and most scores never need it
         from music21.musicxml.m21ToXml import GeneralObjectExporter
 
-        copy = Path(folder, "score" + Path(source).suffix.lower())
+        copy = Path(folder, "score" + suffix)
         copy.write_bytes(data)
         try:
             reader = converter.Converter()
             reader.parseFileNoPickle(copy)
-            score = reader.stream
-            scores = list(score.scores) if isinstance(score, stream.Opus) else [score]
-            return [GeneralObjectExporter(each).parse() for each in scores]
+            scores = list(reader.stream.scores) if isinstance(reader.stream, stream.Opus) else [reader.stream]
+            documents = [GeneralObjectExporter(each).parse().decode() for each in scores]
         except Exception as error:  # music21 raises whatever a broken score leads to
+            expected = MUSIC21_FORMATS[suffix]
             got = summarize_error(error)
-            raise InputError(f"{show(source)}: expected a score that music21 can read, it raised {got}") from error
+            raise InputError(f"{name}: expected {expected}, music21 could not read this one ({got})") from error
+    return [without_control_characters(document).encode() for document in documents]
