@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import zipfile
 
 import mido
@@ -15,10 +16,11 @@ pytest.importorskip("midirenderer", reason="midirenderer is not installed: extra
 import soundfile
 import verovio
 
-from clamplib.app.previews import Previews, draw_roll, engrave, play
+from clamplib.app.previews import Previews, Titles, draw_roll, engrave, play
 from clamplib.files import InputError
 from clamplib.formats.notation import abc_to_xml, interleave, xml_to_abc
 from clamplib.formats.score_files import read_title
+from clamplib.jobs import Limits
 
 KERN = "!!!OTL: A scale\n**kern\n*clefG2\n*k[]\n*M4/4\n=1\n4c\n4d\n4e\n4f\n=2\n1g\n==\n*-\n"
 
@@ -126,7 +128,7 @@ def test_a_preview_that_kills_its_process_fails_alone(tmp_path, monkeypatch):
             await previews.get(die, tmp_path / "a", "d")
         monkeypatch.setattr("clamplib.app.previews.RETRY", 0)
         assert (await previews.get(shutil.copy, tmp_path / "a", "d")).exists()
-        previews.close()
+        previews.end()
         return made.read_text(), again.read_text()
 
     (tmp_path / "a").write_text("text")
@@ -138,7 +140,7 @@ def test_the_most_recently_used_previews_are_kept(tmp_path, monkeypatch):
         previews = Previews(tmp_path / "previews")
         for name in names:
             await previews.get(shutil.copy, tmp_path / "a", name)
-        previews.close()
+        previews.end()
 
     (tmp_path / "a").write_bytes(bytes(40))
     monkeypatch.setattr("clamplib.app.previews.MOST_BYTES", 100)
@@ -146,15 +148,90 @@ def test_the_most_recently_used_previews_are_kept(tmp_path, monkeypatch):
     assert {path.name.split("-")[1] for path in (tmp_path / "previews").iterdir()} == {"b", "d"}
 
 
-def test_a_slow_preview_is_stopped(tmp_path, monkeypatch):
-    def sleep(source, target):
-        threading.Event().wait()
+def sleep(source, target):
+    threading.Event().wait()
+
+
+def test_a_slow_preview_is_stopped_and_others_do_not_wait(tmp_path):
+    async def get():
+        previews = Previews(tmp_path, Limits(1))
+        slow = asyncio.create_task(previews.get(sleep, tmp_path / "a", "b"))
+        slow_too = asyncio.create_task(previews.get(sleep, tmp_path / "a", "b"))  # made once for both
+        await asyncio.sleep(0)
+        assert (await previews.get(shutil.copy, tmp_path / "a", "c")).exists() and not slow.done()
+        for waiting in (slow, slow_too):
+            with pytest.raises(InputError, match="reading it took more than 1 seconds"):
+                await waiting
+
+    (tmp_path / "a").write_text("text")
+    asyncio.run(get())
+    assert {path.name.split("-")[-1] for path in tmp_path.iterdir()} == {"a", "c"}  # nothing unfinished is left
+
+
+def test_a_preview_that_is_being_made_ends_with_the_server(tmp_path):
+    async def get():
+        previews = Previews(tmp_path, Limits(600))
+        slow = asyncio.create_task(previews.get(sleep, tmp_path / "a", "b"))
+        await asyncio.sleep(1)
+        previews.end()
+        with pytest.raises(InputError, match="the server is being stopped"):
+            await asyncio.wait_for(slow, 60)
+
+    (tmp_path / "a").write_text("text")
+    asyncio.run(get())
+
+
+def test_a_preview_goes_on_for_others_when_one_leaves(tmp_path):
+    def copy(source, target):
+        time.sleep(1)
+        shutil.copy(source, target)
 
     async def get():
         previews = Previews(tmp_path)
-        with pytest.raises(InputError, match="the preview takes more than 0.1 seconds"):
-            await previews.get(sleep, tmp_path / "a", "b")
+        first, second = (asyncio.create_task(previews.get(copy, tmp_path / "a", "b")) for _ in range(2))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        assert (await second).exists()
 
     (tmp_path / "a").write_text("text")
-    monkeypatch.setattr("clamplib.app.previews.PATIENCE", 0.1)
     asyncio.run(get())
+
+
+def test_titles_are_read_once_and_again_after_a_change(tmp_path, monkeypatch):
+    def no_jobs(*args, **options):
+        raise AssertionError("it is known")
+
+    async def read():
+        titles = Titles()
+        path = tmp_path / "a.abc"
+        path.write_text("X:1\nT:First\nK:C\nCDEF|\n")
+        await titles.read([path, tmp_path / "gone.abc"])
+        assert titles.knows(path) and titles.get(path) == "First"
+        with monkeypatch.context() as patch:
+            patch.setattr("clamplib.app.previews.run_jobs", no_jobs)
+            await titles.read([path])
+        path.write_text("X:1\nT:Second\nK:C\nCDEF|\n")
+        os.utime(path, (2**33, 2**33))
+        assert not titles.knows(path)
+        await titles.read([path])
+        assert titles.get(path) == "Second"
+
+    asyncio.run(read())
+
+
+def test_a_title_that_takes_long_holds_up_no_answer(tmp_path, monkeypatch):
+    """Python's regular expressions hold its lock: these lines would stop the whole server for minutes."""
+    hostile = tmp_path / "a.mei"
+    hostile.write_text("<title " * 300_000)
+    monkeypatch.setattr("clamplib.app.previews.TITLE_SECONDS", 1)
+    monkeypatch.setattr("clamplib.app.previews.TITLE_PATIENCE", 0.1)
+
+    async def read():
+        titles = Titles()
+        await titles.read([hostile])
+        assert not titles.knows(hostile)
+        while not titles.knows(hostile):  # it goes on
+            await asyncio.sleep(0.1)
+        assert titles.get(hostile) is None
+
+    asyncio.run(asyncio.wait_for(read(), 60))

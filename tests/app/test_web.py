@@ -1,11 +1,21 @@
 import io
+import json
 import os
 import re
+import select
 import shutil
+import signal
 import socket
+import struct
+import subprocess
+import sys
+import tempfile
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -18,14 +28,19 @@ pytest.importorskip("uvicorn", reason="starlette or uvicorn is not installed: ex
 import soundfile
 import uvicorn
 from PIL import Image
+from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
-from clamplib.app import web
+from clamplib.app import guard, web
+from clamplib.app.slots import Slots
 from clamplib.embedding.captions import open_image
 from clamplib.embedding.collections import Collection, embed_sources, find_sources
 from clamplib.embedding.encoder import CLaMP3Encoder
 from clamplib.files import InputError
 from clamplib.formats.notation import abc_to_xml
+from clamplib.jobs import Limits, Outcome
+from clamplib.models.encoders import CLaMP3Model
+from clamplib.models.variants import load_clamp3
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HERE = "http://127.0.0.1:8642"
@@ -165,6 +180,7 @@ def test_the_folder_may_be_a_file(encoder, folder):
 @pytest.mark.parametrize("name", ["reel.abc", "scale.mid", "tone.wav", "air.txt"])
 def test_an_uploaded_file_finds_itself_and_is_not_kept(client, folder, name, tmp_path, monkeypatch):
     before = sorted(folder.rglob("*"))
+    uploads = client.app.state.site.uploaded
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     answer = client.post("/api/search?top_k=1", files={"file": (name.upper(), (folder / name).read_bytes())})
     ((address, similarity),) = found(answer)
@@ -172,7 +188,7 @@ def test_an_uploaded_file_finds_itself_and_is_not_kept(client, folder, name, tmp
     close = Path(address.split("#")[0]).name
     assert close in twins.get(name, {name}) and similarity == pytest.approx(1, abs=1e-3)
     assert answer.json()["query"] == {"file": name.upper()}
-    assert not list(tmp_path.iterdir()) and sorted(folder.rglob("*")) == before
+    assert not list(tmp_path.iterdir()) and not list(uploads.iterdir()) and sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -190,9 +206,10 @@ def test_an_uploaded_file_finds_itself_and_is_not_kept(client, folder, name, tmp
 )
 def test_an_upload_that_cannot_be_read_is_refused(client, name, content, expected, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    uploads = client.app.state.site.uploaded
     error = refusal(client.post("/api/search", files={"file": (name, content)}), 400)
-    assert expected in error and str(tmp_path) not in error
-    assert not list(tmp_path.iterdir())
+    assert expected in error and str(tmp_path) not in error and str(uploads) not in error and "/tmp" not in error
+    assert not list(tmp_path.iterdir()) and not list(uploads.iterdir())
 
 
 def test_an_image_finds_what_its_caption_finds(captioning, collection, folder, tmp_path, monkeypatch):
@@ -205,12 +222,12 @@ def test_an_image_finds_what_its_caption_finds(captioning, collection, folder, t
         error = refusal(client.post("/api/search", files={"file": ("photo.png", content[:20])}), 400)
         assert error.startswith("photo.png: expected an image, PNG, JPEG or WebP")
 
-        def fetch(images):
-            raise FileNotFoundError("blip is no folder and could not be fetched")
+        def fetch(items, **options):
+            raise FileNotFoundError("/home/me/blip is not a folder and could not be fetched")
 
-        monkeypatch.setattr(captioning, "_captioner", fetch)
+        monkeypatch.setattr(captioning, "read_each", fetch)
         error = refusal(client.post("/api/search", files={"file": ("photo.png", content)}), 503)
-        assert error == "blip is no folder and could not be fetched"
+        assert error == "weights are missing; see the terminal that the server runs in"
 
 
 def test_images_of_the_collection_are_found_and_shown(captioning, tmp_path):
@@ -226,6 +243,20 @@ def test_images_of_the_collection_are_found_and_shown(captioning, tmp_path):
         assert "sandbox" in image.headers["content-security-policy"]
 
 
+def test_a_recording_that_mert_reads_finds_itself(tiny_variant, mert_weights, folder):
+    tiny = load_clamp3(tiny_variant, weights_folder=tiny_variant)
+    geometry = replace(tiny.geometry, audio_hidden_size=64)
+    loaded = replace(tiny, model=CLaMP3Model.from_geometry(geometry).eval(), geometry=geometry)
+    encoder = CLaMP3Encoder(loaded, device="cpu", mert=mert_weights)
+    path = folder / "tone.wav"
+    collection = embed_sources(encoder, [path], workers=1, progress=False)
+    with TestClient(web.create_app(encoder, collection, folder), base_url=HERE) as client:
+        [(_, similarity)] = found(client.post("/api/search", files={"file": (path.name, path.read_bytes())}))
+        assert similarity == pytest.approx(1, abs=1e-3)
+        error = refusal(client.post("/api/search", files={"file": ("a.wav", b"nothing to hear")}), 400)
+        assert error.startswith("a.wav: expected a recording") and "/tmp" not in error
+
+
 def test_an_upload_needs_its_field(client):
     for body in ({"data": {"file": "words"}}, {"files": {"other": ("a.txt", b"a")}}, {"content": b"bare"}, {}):
         assert refusal(client.post("/api/search", **body), 400)
@@ -233,7 +264,7 @@ def test_an_upload_needs_its_field(client):
 
 @pytest.mark.parametrize("stated", [True, False])
 def test_an_upload_is_limited_in_size(encoder, collection, folder, stated, monkeypatch):
-    monkeypatch.setattr(web, "MAX_UPLOAD", 2**20)
+    monkeypatch.setattr(guard, "MAX_UPLOAD", 2**20)
     with TestClient(web.create_app(encoder, collection, folder), base_url=HERE) as client:
         small, large = ({"file": ("a.txt", b"jig" * size)} for size in (10, 2**20))
         body = client.build_request("POST", "/api/search", files=large)
@@ -329,8 +360,8 @@ def test_a_browser_gets_errors_as_a_page(client, encoder, collection, folder, mo
         answer = client.get(path, headers=browser | headers)
         assert answer.status_code == status and "<h1>" in answer.text and "<b>" not in answer.text
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
-        assert answer.headers["content-security-policy"] == web.HEADERS["content-security-policy"]
-    monkeypatch.setattr(encoder, "encode", None)
+        assert answer.headers["content-security-policy"] == guard.HEADERS["content-security-policy"]
+    monkeypatch.setattr(encoder, "encode_readings", None)
     app = web.create_app(encoder, collection, folder)
     with TestClient(app, base_url=HERE, raise_server_exceptions=False) as broken:
         assert "the terminal" in refusal(broken.get("/api/search?q=a"), 500)
@@ -340,15 +371,15 @@ def test_a_browser_gets_errors_as_a_page(client, encoder, collection, folder, mo
 def test_one_search_at_a_time_uses_the_model_and_others_do_not_wait(encoder, collection, folder, monkeypatch):
     at_work, most, entered, release = [], [], threading.Event(), threading.Event()
 
-    def encode(text, modality):
-        at_work.append(text)
+    def encode(readings):
+        at_work.append(readings)
         most.append(len(at_work))
         entered.set()
         assert release.wait(60)
-        at_work.remove(text)
-        return collection.matrix[0]
+        at_work.remove(readings)
+        return [Outcome(number, collection.matrix[:1]) for number, _, _ in readings]
 
-    monkeypatch.setattr(encoder, "encode", encode)
+    monkeypatch.setattr(encoder, "encode_readings", encode)
     answers = []
     with running(web.create_app(encoder, collection, folder)) as address:
         asking = [
@@ -363,6 +394,242 @@ def test_one_search_at_a_time_uses_the_model_and_others_do_not_wait(encoder, col
         for thread in asking:
             thread.join()
     assert len(answers) == 5 and set(most) == {1}
+
+
+# ------------------------------------------------------------------------------------ nobody stops the page for others
+
+
+def hang_on_scores(path):
+    """In place of list_tunes: a reading that no Python code can interrupt in time."""
+    while path.suffix == ".abc":
+        pass
+    return [path]
+
+
+@pytest.fixture
+def raw():
+    """Opens a connection to an address and sends bytes."""
+    with ExitStack() as stack:
+
+        def connect(address, data=b""):
+            host, port = address.removeprefix("http://").split(":")
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            connection.sendall(data)
+            return connection
+
+        yield connect
+
+
+def received(connection):
+    """What comes until the server closes the connection."""
+    answer = b""
+    try:
+        while data := connection.recv(1 << 16):
+            answer += data
+    except ConnectionError:
+        pass
+    return answer
+
+
+BOUNDARY = b"--x\r\nContent-Disposition: form-data; name=file; filename=%s\r\n\r\n"
+END = b"\r\n--x--\r\n"
+
+
+def upload(name, content=b"a jig", length=None, method=b"POST"):
+    """The bytes of a request that uploads a file."""
+    body = BOUNDARY % name.encode() + content + END
+    head = b"%s /api/search HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" % method
+    head += b"Content-Type: multipart/form-data; boundary=x\r\n"
+    return head + b"Content-Length: %d\r\n\r\n" % (len(body) if length is None else length) + body
+
+
+def test_an_upload_that_takes_too_long_stops_nobody(encoder, collection, folder, monkeypatch, raw):
+    monkeypatch.setattr(web, "list_tunes", hang_on_scores)
+    limited = CLaMP3Encoder(encoder.loaded, device="cpu", limits=Limits(5))
+    with running(web.create_app(limited, collection, folder)) as address:
+        slow = raw(address, upload("slow.abc"))
+        for path in ("/api/search?q=a", at("similar", "reel.abc"), at("roll.svg", "scale.mid"), "/"):
+            assert urlopen(address + path, timeout=60).status == 200
+        assert not select.select([slow], [], [], 0)[0]  # the upload has no answer yet
+        assert b"took more than 5 seconds" in received(slow)
+        assert urlopen(address + "/api/search?q=a").status == 200
+
+
+def test_a_client_that_leaves_frees_its_place(encoder, collection, folder, monkeypatch, raw):
+    monkeypatch.setattr(web, "list_tunes", hang_on_scores)
+    limited = CLaMP3Encoder(encoder.loaded, device="cpu", limits=Limits(600))
+    app = web.create_app(limited, collection, folder)
+    with running(app) as address:
+        assert urlopen(address).status == 200
+        app.state.site.reading = Slots(1)
+        slow = raw(address, upload("slow.abc"))
+        waiting = raw(address, upload("quick.txt"))
+        time.sleep(1)
+        slow.close()
+        assert b"200 OK" in received(waiting)
+
+
+def test_many_uploads_at_once_are_refused(client, monkeypatch):
+    monkeypatch.setattr(web, "MOST_UPLOADS", 0)
+    assert "try again later" in refusal(client.post("/api/search", files={"file": ("a.txt", b"a jig")}), 503)
+
+
+@pytest.mark.parametrize("parts", [[], [b"x"] * 1000])
+def test_slow_uploads_are_cut_off(encoder, collection, folder, parts, monkeypatch, raw):
+    """One stops, the other one trickles. Neither keeps its connection."""
+    monkeypatch.setattr(guard, "PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 1.0)
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.5)
+    with running(web.create_app(encoder, collection, folder)) as address:
+        slow = raw(address, upload("a.txt", length=10**6))
+        with suppress(ConnectionError):
+            for part in parts:
+                slow.sendall(part)
+                time.sleep(0.1)
+            assert not parts, "the connection was kept"
+        assert parts or b" 408 " in received(slow)
+
+
+@pytest.mark.parametrize("part", [b"", b"GET / HTTP/1.1\r\nHost: local"])
+def test_connections_without_a_request_are_closed(encoder, collection, folder, part, monkeypatch, raw):
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.5)
+    with running(web.create_app(encoder, collection, folder)) as address:
+        assert received(raw(address, part)) == b""
+
+
+def test_a_client_that_does_not_read_is_cut_off(encoder, tmp_path, monkeypatch, raw):
+    monkeypatch.setattr(guard, "STALL_SECONDS", 0.5)
+    (tmp_path / "a.txt").write_bytes(b"a jig\n" * 10**7)
+    collection = Collection.of([tmp_path / "a.txt"], np.ones((1, encoder.dimension), np.float32))
+    with running(web.create_app(encoder, collection, tmp_path)) as address:
+        slow = raw(address, b"GET /api/file?source=a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(2)
+        assert len(received(slow)) < 6 * 10**7
+
+
+def test_connections_are_limited_in_number(encoder, collection, folder, monkeypatch, raw):
+    monkeypatch.setattr(web, "MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 2.0)
+    with running(web.create_app(encoder, collection, folder)) as address:
+        idle = [raw(address) for _ in range(3)]
+        with pytest.raises(HTTPError, match="503"):
+            urlopen(f"{address}/api/collection")
+        for connection in idle:
+            assert received(connection) == b""
+        assert urlopen(f"{address}/api/collection").status == 200
+
+
+@pytest.mark.parametrize(
+    "sizes, status",
+    [(["abc"], 400), (["-1"], 400), (["1", "2"], 400), (["٣"], 400), (["9" * 5000], 413), (["1e3"], 400)],
+)
+def test_false_sizes_are_refused(client, sizes, status):
+    headers = [("content-length", size.encode()) for size in sizes]
+    for method in ("GET", "POST"):
+        assert refusal(client.request(method, "/api/search?q=a", headers=headers), status).startswith("expected ")
+
+
+def test_foreign_origins_are_refused(client):
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1", "http://[", ""):
+        assert "another site" in refusal(client.get("/api/search?q=a", headers={"origin": origin}), 403)
+    own = {"origin": HERE.upper().replace("HTTP", "http")}
+    assert client.get("/api/search?q=a", headers=own).status_code == 200
+    assert client.get("/api/search?q=a", headers={"origin": "null", "sec-fetch-site": "none"}).status_code == 200
+    both = [("origin", HERE), ("origin", "http://evil.example")]
+    refusal(client.get("/api/search?q=a", headers=both), 403)
+
+
+def test_answers_hold_no_folders_of_this_machine():
+    for path in (Path(tempfile.gettempdir(), "x/y.abc"), Path(sys.prefix, "lib/y.abc"), Path.home() / "weights/y.abc"):
+        answer = guard.refusal(Headers({}), InputError(f"OSError: no space left in {str(path)!r}, in 4/4 or 6/8"))
+        assert json.loads(answer.body) == {"error": "OSError: no space left in 'y.abc', in 4/4 or 6/8"}
+
+
+SERVER = """
+import sys
+from clamplib.app import cli, web
+def hang(path):
+    while path.suffix == ".abc": pass
+    return [path]
+web.list_tunes = hang
+sys.exit(cli.main(["serve", sys.argv[1], "--variant", "mini", "--port", "0"]))
+"""
+HOSTILE = [  # and whether an answer must come
+    (b"\r\n\r\n", False),
+    (b"\x16\x03\x01\x02", False),
+    (b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", True),
+    (b"GET /" + b"a" * 100_000, True),
+    (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000, True),
+    (b"GET /api/search?q=%ff%00%ed%a0%80 HTTP/1.1\r\nHost: localhost\r\n\r\n", True),
+    (upload("a.txt").replace(b"Content-Length: ", b"Content-Length: x"), True),
+    (upload("a.txt", length=-1), True),
+    (upload("a.txt").replace(b"Content-Length", b"Content-Length: 1\r\nContent-Length"), True),
+    (upload("a.txt", length=10**30), True),
+    (upload("a.txt", length=10**9), True),
+    (upload("a.txt", length=5), True),  # the rest is no request
+    (upload("a.txt").replace(b"Content-Length", b"Transfer-Encoding: chunked\r\nX"), True),
+    (upload("a.txt").replace(b"Content-Length", b"Transfer-Encoding: gzip\r\nX"), True),
+    (upload("a.txt", method=b"GET") + b"\xff" * 100, True),
+    (upload("a.txt") + upload("a.txt"), True),
+    (upload("\0.txt"), True),
+    (upload("a.txt").replace(b"boundary=x", b"boundary="), True),
+    (upload("a.txt", length=1000), False),  # the client leaves in the middle
+    (upload("a.abc"), False),
+    (b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50, False),
+]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_takes_hostile_requests_without_a_traceback_and_ends_in_seconds(number, tmp_path, folder, raw):
+    with (tmp_path / "errors").open("w") as errors:
+        command = [sys.executable, "-u", "-c", SERVER, str(folder)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+    try:
+        address = re.search(r"http://\S+", server.stdout.readline())[0]
+        for request, answered in HOSTILE:
+            connection = raw(address)
+            with suppress(ConnectionError):
+                connection.sendall(request)
+            if answered:
+                with suppress(ConnectionError):
+                    assert connection.recv(12).startswith(b"HTTP/1.1 "), request[:80]
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # leaves abruptly
+            connection.close()
+        assert urlopen(f"{address}/api/search?q=a", timeout=60).status == 200
+        for request in (upload("a.abc"), upload("a.txt", length=1000), b""):
+            raw(address, request)
+        time.sleep(2)
+        own = children(server.pid)
+        assert own
+        server.send_signal(number)
+        assert server.wait(20) in (0, -number)
+        wait_for(lambda: not [pid for pid in own if Path(f"/proc/{pid}/cmdline").exists()])
+    finally:
+        server.kill()
+        server.stdout.close()
+    log = (tmp_path / "errors").read_text()
+    assert "Traceback" not in log, log
+
+
+def children(pid):
+    """The processes that a process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+# ------------------------------------------------------------------------------------ what the page shows
 
 
 def test_the_collection_is_described(client, folder):
@@ -447,7 +714,7 @@ def test_the_server_listens_at_the_printed_address(encoder, collection, folder, 
 def running(app):
     """Runs a server in a thread, and yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+        server = web.create_server(app)
         thread = threading.Thread(target=server.run, args=[[listening]])
         thread.start()
         try:
@@ -510,7 +777,8 @@ def test_the_page_in_a_browser(captioning, collection, folder, tmp_path):
     """A link with a query shows its results; links, drops and going back work; titles are never run as code."""
     app = web.create_app(captioning, collection, folder)
     query = {"q": "un reel animé", "modality": "score"}
-    items = TestClient(app, base_url=HERE).get("/api/search", params=query).json()["results"]
+    with TestClient(app, base_url=HERE) as client:
+        items = client.get("/api/search", params=query).json()["results"]
     with browsing(app) as page:
         page.goto(f"/?{urlencode(query)}")
         status = settled(page)

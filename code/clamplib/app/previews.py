@@ -1,7 +1,8 @@
 """Previews of sources: engraved notation, a piano roll, and the first minute of sound.
 
 Verovio engraves scores; midirenderer plays scores and MIDI with the sound font of pretty_midi. Both hold Python's
-global lock while they work, and an unusual score may crash the engraver, so `Previews` runs them in another process.
+global lock while they work, and an unusual score may crash the engraver or take it hours. So `Previews` runs them in
+other processes, within limits of time and memory. `Titles` are read in the same way.
 """
 
 import asyncio
@@ -12,25 +13,24 @@ import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import mido
 import numpy as np
-from joblib.externals.loky import ProcessPoolExecutor
-from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from clamplib.app.slots import AT_ONCE, Slots
 from clamplib.audio import Waveform
 from clamplib.embedding.reading import modality_of
 from clamplib.files import InputError, atomic_path, show
 from clamplib.formats.mtf import mtf_to_midi, parse_midi
 from clamplib.formats.notation import abc_to_xml
-from clamplib.formats.score_files import read_text, score_text
-from clamplib.jobs import describe
+from clamplib.formats.score_files import read_text, read_title, score_text
+from clamplib.jobs import LIMITS, Limits, Outcome, run_jobs
 
 try:
     import midirenderer
@@ -45,7 +45,8 @@ MEASURES = 64  # of a score that are engraved and played
 SOUND_SECONDS = 60
 ROLL_SECONDS = 20
 TAIL_SECONDS = 1.0  # in which the last notes fade
-PATIENCE = 60  # seconds that one preview may take
+TITLE_SECONDS = 2.0  # in which a title must be read
+TITLE_PATIENCE = 5.0  # seconds that an answer waits for titles
 RETRY = 600  # seconds until a failed preview is tried again
 MOST_BYTES = 512 * 2**20  # of previews on the disk; a minute of sound takes 5 MB
 
@@ -123,19 +124,19 @@ def play(source: os.PathLike, target: Path) -> None:
 
 
 class Previews:
-    """Makes previews as files of a folder, one after the other, and again if their source has changed.
+    """Makes previews as files of a folder, some at once, and again if their source has changed.
 
-    Another process makes them. It starts with the first preview, and again if a preview has crashed it. Of the files
-    the most recently used MOST_BYTES are kept. Reasons of failure are kept for RETRY seconds, since some previews take
-    PATIENCE seconds to fail.
+    Of the files the most recently used MOST_BYTES are kept. Reasons of failure are kept for RETRY seconds, since some
+    previews take all the time of the limits to fail.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, limits: Limits | None = LIMITS):
         self.folder = Path(folder)
+        self.limits = limits
         self._sizes: dict[Path, int] = {}  # of the files, the least recently used first
         self._problems: dict[Path, tuple[str, float]] = {}  # the reason of a failure, and its time
-        self._process: ProcessPoolExecutor | None = None
-        self._turn = asyncio.Lock()
+        self._making: dict[Path, asyncio.Task] = {}
+        self._slots = Slots(AT_ONCE)
 
     async def get(self, make: Callable[[os.PathLike, Path], None], source: os.PathLike, name: str) -> Path:
         """Returns the file of a preview, and makes it first if it does not exist.
@@ -149,27 +150,22 @@ class Previews:
             InputError: the preview cannot be made; the message says why.
         """
         target = self.folder / f"{os.stat(source).st_mtime_ns}-{name}"
-        async with self._turn:
-            if not target.is_file() and not self._failed_lately(target):
-                await self._make(partial(make, source), target)
-            if target in self._problems:
-                raise InputError(self._problems[target][0])
-            self._use(target)
+        if not target.is_file() and not self._failed_lately(target):
+            if target not in self._making:
+                self._making[target] = asyncio.create_task(self._make(make, source, target))
+            await asyncio.shield(self._making[target])  # others may wait for it too
+        if target in self._problems:
+            raise InputError(self._problems[target][0])
+        self._use(target)
         return target
 
-    async def _make(self, write: Callable[[Path], None], target: Path) -> None:
-        self._process = self._process or ProcessPoolExecutor(max_workers=1)
+    async def _make(self, make: Callable[[os.PathLike, Path], None], source: os.PathLike, target: Path) -> None:
         try:
-            job = asyncio.wrap_future(self._process.submit(_write, write, target))
-            problem = await asyncio.wait_for(job, PATIENCE)
-        except TimeoutError:
-            self.close()
-            problem = f"the preview takes more than {PATIENCE} seconds"
-        except BrokenProcessPool:
-            self._process = None
-            problem = "the process that worked on it died: out of memory, or a crash in a library"
-        if problem:
-            self._problems[target] = problem, time.monotonic()
+            await self._slots.run(partial(_write, make, source, target, self.limits))
+        except InputError as error:
+            self._problems[target] = str(error), time.monotonic()
+        finally:
+            del self._making[target]
 
     def _failed_lately(self, target: Path) -> bool:
         """Says whether a preview failed recently. An old failure is forgotten: the machine may have been busy."""
@@ -186,20 +182,80 @@ class Previews:
             del self._sizes[first]
             first.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Ends the process."""
-        if self._process:
-            self._process.shutdown(kill_workers=True)
-            self._process = None
+    def end(self) -> None:
+        """Ends the processes that make previews."""
+        self._slots.end()
 
 
-def _write(write: Callable[[Path], None], target: Path) -> str | None:
-    """Runs in the other process. Returns an error as text, since not every exception can be pickled."""
+class Titles:
+    """Titles of scores, each of which is read once, and again if its file has changed."""
+
+    def __init__(self):
+        # Of each source the modification time of its file, and the title.
+        self._known: dict[os.PathLike, tuple[int | None, str | None]] = {}
+        self._reading: set[asyncio.Task] = set()
+        self._slots = Slots(1)
+
+    def knows(self, source: os.PathLike) -> bool:
+        """Whether the title has been read since the file was changed."""
+        return source in self._known and self._known[source][0] == _modified(source)
+
+    def get(self, source: os.PathLike) -> str | None:
+        """Returns the title that a source stated when `read` read it."""
+        return self._known[source][1] if source in self._known else None
+
+    async def read(self, sources: Sequence[os.PathLike]) -> None:
+        """Reads titles, or as many as TITLE_PATIENCE allows."""
+        reading = asyncio.create_task(self._slots.run(partial(self._read, sources)))
+        self._reading.add(reading)  # it goes on when nobody waits any more
+        reading.add_done_callback(self._reading.discard)
+        await asyncio.wait([reading], timeout=TITLE_PATIENCE)
+
+    def _read(self, sources: Sequence[os.PathLike]) -> None:
+        sources = [source for source in sources if not self.knows(source)]  # others may have read them meanwhile
+        modified = list(map(_modified, sources))
+        for number, title, _ in run_jobs(read_title, sources, workers=1, limits=Limits(TITLE_SECONDS)):
+            self._known[sources[number]] = modified[number], title
+
+    def end(self) -> None:
+        """Ends the process that reads titles."""
+        self._slots.end()
+
+
+def _modified(source: os.PathLike) -> int | None:
     try:
-        with atomic_path(target) as temporary:
-            write(temporary)
-    except Exception as error:
-        return describe(error)
+        return os.stat(source).st_mtime_ns
+    except OSError:  # it is gone
+        return None
+
+
+def run_one(function: Callable[[Any], Any], job: Any, limits: Limits | None) -> Any:
+    """Calls function(job) in another process.
+
+    Raises:
+        InputError: it failed, went beyond the limits, or its process was ended (see `Slots`).
+    """
+    outcomes = list(run_jobs(function, [job], workers=1, limits=limits))
+    return value_of(outcomes)
+
+
+def value_of(outcomes: Sequence[Outcome]) -> Any:
+    """Returns the value of the one outcome, or raises InputError if there is none."""
+    if not outcomes:
+        raise InputError("the server is being stopped")
+    [(_, value, error)] = outcomes
+    if error:
+        raise InputError(error)
+    return value
+
+
+def _write(make: Callable[[os.PathLike, Path], None], source: os.PathLike, target: Path, limits: Limits | None) -> None:
+    with atomic_path(target) as temporary:
+        run_one(partial(_call, make), (source, temporary), limits)
+
+
+def _call(make: Callable[[os.PathLike, Path], None], job: tuple[os.PathLike, Path]) -> None:
+    make(*job)
 
 
 def _loaded(source: os.PathLike, width: int) -> verovio.toolkit:

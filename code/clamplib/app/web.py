@@ -18,47 +18,55 @@ The server is Starlette and not Gradio. Gradio loads fonts and scripts from othe
 engraved scores, piano rolls and players in every result. The page (page/) is plain HTML, CSS and JavaScript, and works
 without a network.
 
+Nobody can stop the page for the others. Uploads, previews and titles are read in other processes, within the encoder's
+limits of time and memory; only what was read takes the model, and queries that wait for it are encoded together (see
+`queries`). Slow and idle clients are cut off (see `guard`).
+
 Pages of other sites in the same browser are kept out: foreign host names (also rebound ones), cross-site requests and
 frames are refused. Only the collection's own files are served, and only if they lie in the folder. A request's address
 is looked up among them and never opened as a path.
 """
 
-import html
+import asyncio
+import logging
 import os
 import shutil
 import socket
 import tempfile
 import webbrowser
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 import anyio
 import numpy as np
+from loky import cpu_count
 
-from clamplib.app.previews import NARROW, WIDE, Previews, draw_roll, engrave, play
-from clamplib.embedding.reading import IMAGE_SUFFIXES, MODALITIES, is_image
+from clamplib.app.previews import NARROW, WIDE, Previews, Titles, draw_roll, engrave, play, run_one, value_of
+from clamplib.app.queries import Queries
+from clamplib.app.slots import AT_ONCE, Slots
+from clamplib.embedding.reading import IMAGE_SUFFIXES, MODALITIES, Reading, is_image
 from clamplib.files import InputError, show
-from clamplib.formats.score_files import Tune, list_tunes, read_title
+from clamplib.formats.score_files import Tune, list_tunes
 from clamplib.retrieval.similarity import search
 
 try:
     import uvicorn
     from starlette.applications import Starlette
-    from starlette.datastructures import Headers, MutableHeaders, UploadFile
+    from starlette.datastructures import UploadFile
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.requests import Request
-    from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import FileResponse, JSONResponse, Response
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from clamplib.app import guard
 except ImportError as error:
     raise ImportError(
         'the search page needs extra packages; in a clone, run: pip install -c constraints.txt -e ".[web]"'
@@ -68,10 +76,17 @@ if TYPE_CHECKING:  # these import torch
     from clamplib.embedding.collections import Collection, Source
     from clamplib.embedding.encoder import CLaMP3Encoder
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 PAGE_FOLDER = Path(__file__).with_name("page")
 PORT = 8642
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
-MAX_UPLOAD = 50 * 2**20  # bytes
+MOST_UPLOADS = 16  # at once
+MOST_CONNECTIONS = 512
+MOST_HEAD = 32 * 2**10  # bytes of a request's first line and headers
+ENDING_SECONDS = 2  # in which the requests under way are answered when the server is stopped
+CLIENT_LEFT = 499  # as nginx numbers it
 TOP_K = 20
 MAX_TOP_K = 500
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
@@ -86,14 +101,6 @@ PLAYABLE = {  # formats that browsers play; other recordings are decoded here
     ".mp4": "audio/mp4",
     ".aac": "audio/aac",
     ".webm": "audio/webm",
-}
-HEADERS = {
-    "content-security-policy": "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "cache-control": "no-cache",
 }
 INERT = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"
@@ -138,7 +145,7 @@ def serve_page(
             webbrowser.open(address)  # the browser's request waits until the server runs
         app = create_app(encoder, collection, folder, host)
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, ws="none")).run([listening])
+            create_server(app).run([listening])
 
 
 def create_app(
@@ -146,11 +153,11 @@ def create_app(
 ) -> Starlette:
     """Creates the page and its API as an ASGI application. It answers to `host` besides the loopback's names."""
     site = _Site(encoder, collection, Path(folder))
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/api/collection", site.describe),
             Route("/api/search", site.search_text, methods=["GET"]),
-            Route("/api/search", site.search_file, methods=["POST"], max_body_size=MAX_UPLOAD),
+            Route("/api/search", site.search_file, methods=["POST"], max_body_size=guard.MAX_UPLOAD),
             Route("/api/similar", site.search_similar),
             Route("/api/notation.svg", site.notation),
             Route("/api/roll.svg", site.roll),
@@ -159,12 +166,40 @@ def create_app(
             Mount("/", StaticFiles(directory=PAGE_FOLDER, html=True)),
         ],
         middleware=[
-            Middleware(_Guard),
+            Middleware(guard.Guard),
             Middleware(TrustedHostMiddleware, [*HOSTS, _url_host(host)], www_redirect=False),
         ],
-        exception_handlers={InputError: _refuse, HTTPException: _refuse, Exception: _refuse},
+        exception_handlers={
+            InputError: _refuse,
+            HTTPException: _refuse,
+            ClientDisconnect: _answer_nobody,
+            Exception: _refuse,
+        },
         lifespan=site.lifespan,
     )
+    app.state.site = site
+    return app
+
+
+def create_server(app: Starlette) -> uvicorn.Server:
+    """Creates the server of an application that `create_app` has created."""
+    config = uvicorn.Config(
+        app,
+        http=guard.Protocol,
+        ws="none",
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        h11_max_incomplete_event_size=MOST_HEAD,
+        timeout_graceful_shutdown=ENDING_SECONDS,
+    )
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.site.end()  # first: requests that wait for a process are answered at once
+        await super().shutdown(sockets)
 
 
 class _Site:
@@ -180,15 +215,27 @@ class _Site:
         self.folder = folder.parent if folder.is_file() else folder
         self.addresses = [_address(source, self.folder) for source in self.sources]
         self.numbers = {address: number for number, address in enumerate(self.addresses)}
-        self.model_in_use = anyio.CapacityLimiter(1)  # requests that wait for it hold no thread
-        self.previews: Previews
+        self.uploads = 0  # under way
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        with tempfile.TemporaryDirectory() as folder:
-            self.previews = Previews(folder)
+        self.queries = Queries(self.encoder)
+        self.titles = Titles()
+        self.reading = Slots(AT_ONCE)  # of uploads
+        self.reading_by_model = Slots(1)  # of uploads that MERT or BLIP reads
+        self.searching = anyio.CapacityLimiter(cpu_count())
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            self.previews = Previews(Path(folder, "previews"), self.encoder.limits)
+            self.uploaded = Path(folder, "uploads")  # each in a folder of its own, while it is read
+            self.previews.folder.mkdir()
+            self.uploaded.mkdir()
             yield
-            self.previews.close()
+            self.end()
+
+    def end(self) -> None:
+        """Ends all reading in other processes."""
+        for ending in (self.reading, self.reading_by_model, self.titles, self.previews):
+            ending.end()
 
     async def describe(self, request: Request) -> Response:
         return JSONResponse(
@@ -198,7 +245,7 @@ class _Site:
                 "modalities": Counter(self.modalities.tolist()),
                 "failures": len(self.failures),
                 "suffixes": self.encoder.suffixes,
-                "max_upload": MAX_UPLOAD,
+                "max_upload": guard.MAX_UPLOAD,
             }
         )
 
@@ -206,78 +253,104 @@ class _Site:
         text = request.query_params.get("q", "").strip()
         if not text:
             raise InputError("expected words to search for in q")
+        return await _unless_left(request, self._search_text(request, text))
 
-        def ask() -> tuple[dict[str, Any], np.ndarray]:
-            return {"text": text}, self.encoder.encode(text, "text")
-
-        return await self._answer(request, ask, limiter=self.model_in_use)
+    async def _search_text(self, request: Request, text: str) -> Response:
+        wanted = _wanted(request)
+        vector = await self.queries.encode(Reading("text", text))
+        return await self._answer({"text": text}, vector, wanted)
 
     async def search_file(self, request: Request) -> Response:
-        async with request.form(max_files=1, max_fields=0) as form:
-            upload = form.get("file")
-            if not isinstance(upload, UploadFile) or not upload.filename:
-                raise InputError("expected a file in the form's field `file`")
-            return await self._answer(request, partial(self._read_upload, upload), limiter=self.model_in_use)
+        if self.uploads >= MOST_UPLOADS:
+            raise HTTPException(503, f"{MOST_UPLOADS} files are being searched for already: try again later")
+        self.uploads += 1
+        try:
+            async with request.form(max_files=1, max_fields=0) as form:
+                upload = form.get("file")
+                if not isinstance(upload, UploadFile) or not upload.filename:
+                    raise InputError("expected a file in the form's field `file`")
+                return await _unless_left(request, self._search_file(request, upload))
+        finally:
+            self.uploads -= 1
 
-    def _read_upload(self, upload: UploadFile) -> tuple[dict[str, str], np.ndarray]:
-        """Returns how the page names the file, and its vector [D]. Of several tunes the first one is embedded."""
-        name, suffix = show(upload.filename), Path(upload.filename).suffix.lower()
+    async def _search_file(self, request: Request, upload: UploadFile) -> Response:
+        wanted = _wanted(request)
+        file, name = Path(upload.filename), show(upload.filename)
+        suffix = file.suffix.lower()
         if suffix not in self.encoder.suffixes:
             if suffix in IMAGE_SUFFIXES:
                 raise InputError(f"{name}: to search by images, start the page with clamp3 serve --images")
             raise InputError(f"{name}: expected a file ending in {' '.join(self.encoder.suffixes)}")
-        with tempfile.TemporaryDirectory() as folder:
+        by_model = self.encoder.reads_by_model(file)
+        slots = self.reading_by_model if by_model else self.reading
+        try:
+            reading = await slots.run(partial(self._read_upload, upload, suffix, by_model))
+            vector = await self.queries.encode(reading)
+        except FileNotFoundError as error:  # the weights of the captioner or of MERT
+            logger.error("%s cannot be read: %s", name, error)
+            raise HTTPException(503, "weights are missing; see the terminal that the server runs in") from error
+        query = {"file": name}
+        if is_image(file):
+            query["caption"] = reading.sequence
+        return await self._answer(query, vector, wanted)
+
+    def _read_upload(self, upload: UploadFile, suffix: str, by_model: bool) -> Reading:
+        """Reads what was uploaded in another process; of several tunes the first one. Runs in a thread."""
+        with tempfile.TemporaryDirectory(dir=self.uploaded, ignore_cleanup_errors=True) as folder:
             path = Path(folder, "upload" + suffix)
             with path.open("wb") as file:
                 shutil.copyfileobj(upload.file, file)
             try:
-                if is_image(path):
-                    caption = self.encoder.caption(path)
-                    return {"file": name, "caption": caption}, self.encoder.encode(caption, "text")
-                return {"file": name}, self.encoder.encode(list_tunes(path)[0])
+                if by_model:
+                    return value_of(list(self.encoder.read_each([path], workers=1)))
+                source = run_one(list_tunes, path, self.encoder.limits)[0]
+                # With several workers every file is read in another process, not only those that are converted.
+                return value_of(list(self.encoder.read_each([source], workers=2)))
             except InputError as error:
-                raise InputError(str(error).replace(str(path), name)) from error
-            except FileNotFoundError as error:  # the weights of the captioner or of MERT
-                raise HTTPException(503, str(error)) from error
+                raise InputError(str(error).replace(str(path), show(upload.filename))) from error
 
     async def search_similar(self, request: Request) -> Response:
         number = self._number(request)
-
-        def ask() -> tuple[dict[str, Any], np.ndarray]:
-            return {"item": self._item(number)}, self.matrix[number]
-
-        return await self._answer(request, ask, number)
+        [item] = await self._describe([number])
+        return await self._answer({"item": item}, self.matrix[number], _wanted(request), left_out=number)
 
     async def _answer(
-        self,
-        request: Request,
-        ask: Callable[[], tuple[dict[str, Any], np.ndarray]],
-        left_out: int = -1,
-        limiter: anyio.CapacityLimiter | None = None,
+        self, query: dict[str, Any], vector: np.ndarray, wanted: "_Wanted", left_out: int = -1
     ) -> Response:
-        """Searches for what `ask` returns: how the page names the query, and its vector [D]. Runs in a thread."""
-        modality = request.query_params.get("modality") or None
-        if modality not in (None, *MODALITIES):
-            raise InputError(f"expected one of the modalities {', '.join(MODALITIES)}, got {modality!r}")
-        top_k = request.query_params.get("top_k", str(TOP_K))
-        if not _is_number(top_k) or not 1 <= int(top_k) <= MAX_TOP_K:
-            raise InputError(f"expected a top_k of 1 to {MAX_TOP_K}, got {top_k[:40]!r}")
-        find = partial(self._find, ask, modality, int(top_k), left_out)
-        return JSONResponse(await anyio.to_thread.run_sync(find, limiter=limiter))
+        """Searches for a vector [D]. `query` is how the page names it."""
+        find = partial(self._find, vector, wanted, left_out)
+        total, rows, similarities = await anyio.to_thread.run_sync(find, limiter=self.searching)
+        results = await self._describe(rows)
+        for item, similarity in zip(results, similarities, strict=True):
+            item["similarity"] = round(similarity, 4)
+        return JSONResponse({"query": query, "total": total, "results": results})
 
-    def _find(
-        self, ask: Callable[[], tuple[dict[str, Any], np.ndarray]], modality: str | None, top_k: int, left_out: int
-    ) -> dict[str, Any]:
-        query, vector = ask()
+    def _find(self, vector: np.ndarray, wanted: "_Wanted", left_out: int) -> tuple[int, list[int], list[float]]:
+        """Returns how many sources were searched, the closest ones, and their similarities."""
         searched = np.arange(len(self.sources)) != left_out
-        if modality:
-            searched &= self.modalities == modality
+        if wanted.modality:
+            searched &= self.modalities == wanted.modality
         rows = np.flatnonzero(searched)
-        [best], [similarities] = search(vector[None], self.matrix, top_k, rows)
-        results = []
-        for row, similarity in zip(best.tolist(), similarities.tolist(), strict=True):
-            results.append({**self._item(row), "similarity": round(similarity, 4)})
-        return {"query": query, "total": len(rows), "results": results}
+        [best], [similarities] = search(vector[None], self.matrix, wanted.top_k, rows)
+        return len(rows), best.tolist(), similarities.tolist()
+
+    async def _describe(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Describes sources for the page. Their titles are read first, those that can be read quickly."""
+        missing = await anyio.to_thread.run_sync(self._untitled, numbers, limiter=self.searching)
+        if missing:
+            await self.titles.read(missing)
+        return await anyio.to_thread.run_sync(lambda: list(map(self._item, numbers)), limiter=self.searching)
+
+    def _untitled(self, numbers: Sequence[int]) -> list["Source"]:
+        """Returns the scores whose titles have not been read."""
+        missing = []
+        for number in numbers:
+            if self.modalities[number] == "score":
+                with suppress(HTTPException):
+                    source = self._source(number)
+                    if not self.titles.knows(source):
+                        missing.append(source)
+        return missing
 
     def _item(self, number: int) -> dict[str, Any]:
         """Describes a source for the page, with the addresses of its file and previews."""
@@ -300,8 +373,7 @@ class _Site:
         }
         if modality == "score":
             item |= {"notation": f"/api/notation.svg?{words}", "sound": sound}
-            with suppress(HTTPException):
-                item["title"] = read_title(self._source(number))
+            item["title"] = self.titles.get(source)
         elif modality == "midi":
             item |= {"roll": f"/api/roll.svg?{words}", "sound": sound}
         elif modality == "audio":
@@ -332,7 +404,7 @@ class _Site:
         if self.modalities[number] not in of:
             raise HTTPException(404, f"{show(Path(source).name)}: there is no such preview; expected {' or '.join(of)}")
         try:
-            path = await self.previews.get(make, source, f"{number}.{name}")
+            path = await _unless_left(request, self.previews.get(make, source, f"{number}.{name}"))
         except InputError as error:
             raise InputError(str(error).replace(str(Path(source)), show(Path(source).name))) from error
         return FileResponse(path, media_type=media_type, headers=INERT if name.endswith(".svg") else None)
@@ -370,52 +442,50 @@ class _Site:
         return source
 
 
-class _Guard:
-    """Refuses uploads that are too large and requests from other sites, and adds HEADERS to every answer."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
-        error = None
-        if int(headers.get("content-length", 0)) > MAX_UPLOAD:
-            error = HTTPException(413)
-        elif scope["path"].startswith("/api/") and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            error = HTTPException(403, "expected a request from the search page, got one from another site")
-        answer = _refusal(headers, error) if error else self.app
-        await answer(scope, receive, send_guarded)
-
-
 async def _refuse(request: Request, error: Exception) -> Response:
-    return _refusal(request.headers, error)
+    return guard.refusal(request.headers, error)
 
 
-def _refusal(asked: Headers, error: Exception) -> Response:
-    """Answers with an error as JSON for the page to show, or as HTML if the browser asks for a page."""
-    status = 500
-    text = "the server failed; see the terminal that it runs in"
-    if isinstance(error, InputError):
-        status = 400
-        text = str(error)
-    elif isinstance(error, HTTPException):
-        status = error.status_code
-        text = error.detail
-    if status == 413:
-        text = f"expected at most {MAX_UPLOAD // 2**20} MB"
-    if "text/html" not in asked.get("accept", ""):
-        return JSONResponse({"error": text}, status, HEADERS)
-    page = Template((PAGE_FOLDER / "error.html").read_text(encoding="utf-8"))
-    return HTMLResponse(page.substitute(reason=html.escape(text)), status, HEADERS)
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    """The client has left, which is no error."""
+    return Response(status_code=CLIENT_LEFT)
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Waits for work, but only while the client does. The body of the request must have been read."""
+
+    async def wait_for_end() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(wait_for_end())
+    leaving.add_done_callback(lambda task: task.cancelled() or task.exception())  # or asyncio logs it
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            leaving.result()  # raises what the upload was refused for
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+class _Wanted(NamedTuple):
+    """Which sources a search may find, and how many."""
+
+    modality: str | None
+    top_k: int
+
+
+def _wanted(request: Request) -> _Wanted:
+    modality = request.query_params.get("modality") or None
+    if modality not in (None, *MODALITIES):
+        raise InputError(f"expected one of the modalities {', '.join(MODALITIES)}, got {modality!r}")
+    top_k = request.query_params.get("top_k", str(TOP_K))
+    if not _is_number(top_k) or not 1 <= int(top_k) <= MAX_TOP_K:
+        raise InputError(f"expected a top_k of 1 to {MAX_TOP_K}, got {top_k[:40]!r}")
+    return _Wanted(modality, int(top_k))
 
 
 def _address(source: "Source", folder: Path) -> str:

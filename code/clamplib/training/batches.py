@@ -10,6 +10,8 @@ import math
 import os
 import random
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
