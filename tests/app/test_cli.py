@@ -172,7 +172,7 @@ def test_index_names_what_it_cannot_read(ask, music, tmp_path, capsys):
     assert [Path(failure["file"]).name for failure in answer["failures"]] == ["broken.mid", "gone.abc"]
     assert cli.main(["index", str(music), str(tmp_path / "library"), "--variant", "mini"]) == 1
     said = capsys.readouterr()
-    assert "gone.abc: expected a file that can be read" in said.err
+    assert "gone.abc: there is no such file" in said.err
     assert said.out == f"0 added or changed, 0 removed, 6 in {tmp_path / 'library'}\n"
 
 
