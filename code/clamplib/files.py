@@ -213,7 +213,7 @@ def read_array(file: BinaryIO) -> np.ndarray:
     except NOT_NPY as error:
         raise InputError(f"expected a .npy file of numbers ({error})") from error
     _check_numbers(array.dtype)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(np.float32)
 
 

@@ -72,7 +72,8 @@ class VectorCache(Database):
     def get(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """Returns the vectors float32 [D] of those keys that the cache has."""
         rows = self.select("SELECT key, vector FROM vectors WHERE key IN", keys)
-        return {key: np.frombuffer(vector, "<f4") for key, vector in rows}
+        whole = [(key, vector) for key, vector in rows if isinstance(vector, bytes) and len(vector) % 4 == 0]
+        return {key: np.frombuffer(vector, "<f4") for key, vector in whole}
 
     def put(self, vectors: Mapping[str, np.ndarray]) -> None:
         """Stores vectors [D] by key."""

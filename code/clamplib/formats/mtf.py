@@ -88,7 +88,12 @@ def mtf_to_midi(text: str) -> mido.MidiFile:
         if not line.strip() or line.split(" ", 1)[0] == "unknown_meta":
             continue
         try:
-            track.append(_parse_message(line))
+            message = _parse_message(line)
+            if message.is_meta:
+                message.bytes()  # mido checks the other messages when they are made
+            if message.type == "reset":
+                raise ValueError("in a MIDI file its byte begins another message")
+            track.append(message)
         except (ValueError, TypeError, LookupError) as error:  # mido checks the values
             got = f"{line[:60]!r} ({_reason(line, error)})"
             raise InputError(f"line {number}: expected an MTF message, got {got}") from error

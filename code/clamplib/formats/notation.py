@@ -28,7 +28,7 @@ from abctoolkit.utils import (
     strip_empty_bars,
 )
 
-from clamplib.files import InputError, show
+from clamplib.files import InputError, escape, show
 from clamplib.formats.archives import refuse_entities, unzip
 from clamplib.formats.limits import MAX_BYTES, read_bytes, refuse_abc, refuse_long_lines, refuse_musicxml
 
@@ -269,4 +269,4 @@ def summarize_error(error: Exception) -> str:
     message, traceback, rest = str(error).partition("Traceback (most recent call last)")
     if traceback:
         message = f"{message.strip()} {rest.strip().splitlines()[-1].strip()}"
-    return f"{type(error).__name__}: {message[:200]}".removesuffix(": ")
+    return escape(f"{type(error).__name__}: {message[:200]}".removesuffix(": "))
