@@ -6,6 +6,7 @@ nothing here reads a meaning into them but their suffix.
 """
 
 import hashlib
+import json
 import math
 import os
 import stat
@@ -23,6 +24,9 @@ from typing import BinaryIO
 import numpy as np
 
 TEMPORARY = ".clamp-"  # what the names of unfinished outputs begin with
+CAUSE_LENGTH = 300  # characters of another error in a message
+EXCERPT = 60  # characters of a value in a message
+OBJECT_BYTES = 1 << 24  # of a file that describes a model or a folder; real ones have kilobytes
 LEFT_SECONDS = 86_400  # after which an unfinished output is nobody's
 PROBE_BYTES = 4096  # that an output folder must take
 KINDS = {
@@ -49,6 +53,41 @@ def show(path: str | os.PathLike) -> str:
 def escape(text: str) -> str:
     """A text with escapes in place of what would steer a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def cause_of(error: BaseException) -> str:
+    """The kind of an error and the beginning of its message, in one line, for the message of another error."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:CAUSE_LENGTH]
+
+
+def excerpt(value: object) -> str:
+    """The beginning of a value as Python writes it, for a message."""
+    text = repr(value)
+    return text if len(text) <= EXCERPT else text[:EXCERPT] + " …"
+
+
+def read_object(path: str | Path, kind: str) -> dict:
+    """Reads an object from a JSON file. InputError, which says of what kind of thing it should be, for anything else."""
+    path = Path(path)
+    expected = f"{show(path)}: expected the JSON of {kind}, an object"
+    check_file(path)
+    if (size := path.stat().st_size) > OBJECT_BYTES:
+        raise InputError(f"{expected}, at most {OBJECT_BYTES:,} bytes, got {size:,}")
+    try:
+        return parse_object(path.read_text(encoding="utf-8"), expected)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{expected} ({cause_of(error)})") from error
+
+
+def parse_object(text: str, expected: str) -> dict:
+    """Parses a JSON object. InputError, which begins with what was `expected`, for anything else."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:  # RecursionError: it is nested too deeply
+        raise InputError(f"{expected} ({cause_of(error)})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{expected}, got {type(values).__name__}")
+    return values
 
 
 def walk(root: str | Path, suffixes: Iterable[str]) -> list[Path]:

@@ -15,12 +15,11 @@ two spaces has does not tell them apart, and a folder without the file is taken 
 import json
 from pathlib import Path
 
-from clamplib.files import InputError, atomic_path, show
+from clamplib.files import InputError, atomic_path, read_object, show
 
 SPACE_FILE = "space.json"
 IDENTITY = ("weights_sha256", "kind")  # what makes two spaces one
 READING = ("abc", "front")  # where both have them
-MAX_BYTES = 1 << 24  # of a space.json; real ones have kilobytes
 
 
 def read_space(path: str | Path) -> dict | None:
@@ -66,18 +65,10 @@ def check_same_space(name_a: str | Path, a: dict | None, name_b: str | Path, b: 
 
 
 def _load(file: Path) -> dict:
-    expected = f"{show(file)}: expected the JSON that extraction writes"
-    if (size := file.stat().st_size) > MAX_BYTES:
-        raise InputError(f"{expected}, at most {MAX_BYTES:,} bytes, got {size:,}")
-    try:
-        space = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{expected}, could not read it ({type(error).__name__}: {error})") from error
-    if not isinstance(space, dict):
-        raise InputError(f"{show(file)}: expected a JSON object, got {type(space).__name__}")
+    space = read_object(file, "an embedding space")
     for field in (*IDENTITY, *READING):
         if not isinstance(space.get(field, ""), str):
-            raise InputError(f"{expected}, a text as {field}, got {type(space[field]).__name__}")
+            raise InputError(f"{show(file)}: expected a text as {field}, got {type(space[field]).__name__}")
     return space
 
 

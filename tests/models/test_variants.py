@@ -217,7 +217,7 @@ def test_damaged_json_is_named(folder, name, content, message):
 def test_a_huge_config_is_not_read(folder):
     with open(folder / CONFIG, "r+b") as file:
         file.truncate(1 << 40)
-    assert re.match(r"config\.json: expected the JSON .* in at most 16,777,216 bytes, got 1,099,511", refusal(folder))
+    assert re.match(r"config\.json: expected the JSON .* at most 16,777,216 bytes, got 1,099,511", refusal(folder))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "words", NESTED, '{"model": "x"}', "\xff\0"])

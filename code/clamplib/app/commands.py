@@ -6,7 +6,6 @@ it only to run a command.
 
 import argparse
 import csv
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from clamplib.embedding.encoder import CLaMP3Encoder
 from clamplib.evaluation import distances, metrics, pairs
 from clamplib.evaluation.labels import feature_labels
 from clamplib.evaluation.zero_shot import describe_judgment, judge
-from clamplib.files import InputError, atomic_path, key, show
+from clamplib.files import InputError, atomic_path, key, read_object, show
 from clamplib.formats.score_files import read_title
 from clamplib.retrieval import similarity
 from clamplib.retrieval.index import ExactIndex, Index, Match
@@ -167,8 +166,10 @@ def evaluate(args: argparse.Namespace) -> Answer:
 
 
 def classify(args: argparse.Namespace) -> Answer:
-    prompts = json.loads(args.prompts.read_text("utf-8")) if args.prompts else {name: [name] for name in args.classes}
-    if not isinstance(prompts, dict) or len(prompts) < 2:
+    prompts = {name: [name] for name in args.classes}
+    if args.prompts:
+        prompts = read_object(args.prompts, "prompts")
+    if len(prompts) < 2:
         raise InputError("expected at least two classes to choose from: name them, or give --prompts FILE.json")
     encoder = _load_encoder(args)
     opened = _open(args, args.folder, encoder)

@@ -23,9 +23,9 @@ from transformers import HubertConfig, HubertModel
 from clamplib import __version__
 from clamplib.audio import WINDOW_SECONDS, Recording, recording_name
 from clamplib.audio.decoding import windows
-from clamplib.files import InputError, show
+from clamplib.files import InputError, cause_of, read_object, show
 from clamplib.models.checkpoints import check_bytes, check_shapes, load_weights, read_weights, weights_sha256
-from clamplib.models.geometry import CONFIG_NAME, cause_of, check_sizes, read_config
+from clamplib.models.geometry import CONFIG_NAME, check_sizes
 from clamplib.models.hub import MERT_REPO, fetch_file, fetching
 
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")  # the first one that is there
@@ -179,7 +179,7 @@ def _fetch_weights(repo: str) -> Path:
 
 
 def _read_config(path: Path) -> dict:
-    config = read_config(path, "a MERT model")
+    config = read_object(path, "a MERT model")
     try:
         check_sizes(config)
         rate = config.get("sample_rate", DEFAULT_RATE)

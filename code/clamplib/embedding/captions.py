@@ -18,9 +18,9 @@ import torch
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 
 from clamplib.embedding.reading import BLIP_REPO
-from clamplib.files import InputError, show
+from clamplib.files import InputError, cause_of, read_object, show
 from clamplib.models.checkpoints import check_bytes, read_shapes, weights_sha256
-from clamplib.models.geometry import CONFIG_NAME, cause_of, check_sizes, read_config
+from clamplib.models.geometry import CONFIG_NAME, check_sizes
 from clamplib.models.hub import fetch_folder, fetching
 
 try:
@@ -133,7 +133,7 @@ def open_image(image: Picture) -> Image.Image:
 
 
 def _read_blip_config(path: Path) -> dict:
-    config = read_config(path, "a BLIP model")
+    config = read_object(path, "a BLIP model")
     if config.get("model_type") != "blip":
         got = config.get("model_type")
         raise InputError(f"{show(path)}: expected a model of the type blip, such as {BLIP_REPO}, got {got!r}")

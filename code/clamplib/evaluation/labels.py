@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clamplib.files import InputError, atomic_path, show
+from clamplib.files import InputError, atomic_path, excerpt, parse_object, show
 
 FROM_NAMES = "names"  # given instead of a table
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -50,7 +50,7 @@ def read_table(file: str | Path) -> LabelTable:
     for place, row in _rows(file):
         column = next((name for name in ("path", "key") if name in row), None)
         if column is None or "label" not in row:
-            raise InputError(f"{place}: expected `path` or `key`, and `label`; got {', '.join(map(repr, row))}")
+            raise InputError(f"{place}: expected `path` or `key`, and `label`; got {', '.join(map(excerpt, row))}")
         columns.add(column)
         name = _cell(row, column)
         label = _cell(row, "label")
@@ -82,23 +82,13 @@ def _rows(file: Path) -> Iterator[tuple[str, dict]]:
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
                         place = f"{show(file)}, line {number}"
-                        yield place, _json_object(line, place)
+                        yield place, parse_object(line, f"{place}: expected a JSON object")
             else:
                 reader = csv.DictReader(lines, delimiter=DELIMITERS[suffix])
                 for row in reader:
                     yield f"{show(file)}, line {reader.line_num}", row
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{show(file)}: expected a table in UTF-8 ({error})") from error
-
-
-def _json_object(line: str, place: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{place}: expected a JSON object ({error})") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: expected a JSON object, got {type(row).__name__}")
-    return row
 
 
 def feature_labels(

@@ -90,7 +90,7 @@ def mtf_to_midi(text: str) -> mido.MidiFile:
         try:
             message = _parse_message(line)
             if message.is_meta:
-                message.bytes()  # mido checks the other messages when they are made
+                bytearray(message.bytes())  # mido checks the other messages when they are made
             if message.type == "reset":
                 raise ValueError("in a MIDI file its byte begins another message")
             track.append(message)

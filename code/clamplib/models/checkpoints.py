@@ -1,5 +1,6 @@
 """Files of weights: written whole, read without running code, checked against a model, and identified by a hash."""
 
+import errno
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -79,6 +80,10 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except DAMAGE as error:
         raise _damaged(path, error) from error
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # torch sought what lies beyond the end
+            raise _damaged(path, error) from error
+        raise
 
 
 def _check_regular(path: Path) -> None:

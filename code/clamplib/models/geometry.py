@@ -4,7 +4,6 @@ The defaults are the published ones. Attention heads are hidden/64 and the feed-
 everywhere, so that a hidden size of 64 has one head.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,14 +11,12 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, GPT2Config, PretrainedConfig
 from transformers.utils import cached_file
 
-from clamplib.files import InputError, show
+from clamplib.files import InputError, cause_of, excerpt, read_object, show
 
 CONFIG_NAME = "config.json"
-CONFIG_BYTES = 1 << 24  # those of real models have kilobytes
 LIMITS = {"size": 1 << 16, "layers": 1000, "length": 1 << 20}  # by how a field's name ends; real models are far below
 # Of foreign configs: numbers that cost time or memory before there is a weight.
 MAX_LAYERS, MAX_LABELS, MAX_LIST = 1000, 1 << 16, 10_000
-CAUSE_LENGTH = 300  # characters of another error in a message
 CHARACTERS = 128  # ASCII: the values that one of a patch's characters can take
 HEAD_SIZE = 64
 ABC_READINGS = ("", "as found", "converted")
@@ -75,7 +72,9 @@ class Geometry:
         if self.learned_temperature and self.logit_scale <= 0:
             raise ValueError(f"logit_scale must be above 0 for a learned temperature, not {self.logit_scale}")
         if not isinstance(self.text_model_name, str) or not self.text_model_name:
-            raise ValueError(f"text_model_name must be a name on the hub or a folder, not {self.text_model_name!r}")
+            raise ValueError(
+                f"text_model_name must be a name on the hub or a folder, not {excerpt(self.text_model_name)}"
+            )
         if self.text_config is not None:
             check_config(self.text_config, "text_config")
 
@@ -164,7 +163,7 @@ def read_text_config(name: str) -> PretrainedConfig:
         InputError: the config is damaged, its sizes are not those of a model, or it needs code of its own.
     """
     path = Path(cached_file(name, CONFIG_NAME))
-    values = read_config(path, "a text model")
+    values = read_object(path, "a text model")
     try:
         if "model_type" in values:
             check_config(values, "it")
@@ -174,29 +173,6 @@ def read_text_config(name: str) -> PretrainedConfig:
         raise
     except Exception as error:  # transformers and huggingface_hub raise a dozen kinds
         raise InputError(f"{show(path)}: expected the config of a text model ({cause_of(error)})") from error
-
-
-def read_config(path: str | Path, kind: str) -> dict:
-    """Reads an object from a JSON file.
-
-    Args:
-        path: the file.
-        kind: what the file describes, for an error.
-
-    Raises:
-        InputError: the file is too large, is not JSON, is nested too deep, or holds another value than an object.
-    """
-    path = Path(path)
-    expected = f"{show(path)}: expected the JSON of {kind}"
-    if (size := path.stat().st_size) > CONFIG_BYTES:
-        raise InputError(f"{expected} in at most {CONFIG_BYTES:,} bytes, got {size:,}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{expected} ({cause_of(error)})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{expected}, an object, got {type(values).__name__}")
-    return values
 
 
 def check_config(config: dict, name: str) -> None:
@@ -237,8 +213,3 @@ def check_sizes(config: dict) -> None:
                 raise ValueError(f"{name} must be at most {MAX_LABELS}, not {value}")
             elif name.endswith("attn_implementation") and "/" in str(value):
                 raise ValueError(f"{name} must be one of transformers, not code of the hub such as {value!r}")
-
-
-def cause_of(error: BaseException) -> str:
-    """The kind of an error and the beginning of its message, in one line, for the message of another error."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:CAUSE_LENGTH]

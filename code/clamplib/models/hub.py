@@ -9,9 +9,9 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HTTPError
 
-from clamplib.files import InputError, show
+from clamplib.files import InputError, cause_of, show
 from clamplib.models.checkpoints import weights_sha256
-from clamplib.models.geometry import Geometry, cause_of
+from clamplib.models.geometry import Geometry
 
 CLAMP3_REPO, M3_REPO, MERT_REPO = "sander-wood/clamp3", "sander-wood/clamp2", "m-a-p/MERT-v1-95M"
 HUB_NAME, SHA256 = re.compile(r"[\w.-]+/[\w.-]+"), re.compile("[0-9a-f]{64}")

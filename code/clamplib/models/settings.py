@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 from transformers import AutoModel
 
-from clamplib.files import InputError, show
+from clamplib.files import InputError, cause_of, show
 from clamplib.models import variants
 from clamplib.models.checkpoints import load_weights
 from clamplib.models.encoders import CLaMP3Model
-from clamplib.models.geometry import Geometry, cause_of, read_text_config
+from clamplib.models.geometry import Geometry, read_text_config
 from clamplib.models.variants import LoadedModel
 
 CODE = Path(__file__).parents[2]  # the folder code/ of a clone

@@ -26,10 +26,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from clamplib import __version__
-from clamplib.files import InputError, atomic_path, show
+from clamplib.files import InputError, atomic_path, cause_of, read_object, show
 from clamplib.models.checkpoints import check_weights, load_weights, read_weights, weights_sha256
 from clamplib.models.encoders import CLaMP3Model, M3Model
-from clamplib.models.geometry import CONFIG_NAME, Geometry, cause_of, read_config
+from clamplib.models.geometry import CONFIG_NAME, Geometry
 from clamplib.models.hub import (
     CLAMP3_REPO,
     HUB_NAME,
@@ -225,7 +225,7 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if (size := path.stat().st_size) > TOKENIZER_BYTES:
         raise InputError(f"{show(path)}: expected a tokenizer of at most {TOKENIZER_BYTES:,} bytes, got {size:,}")
     if (folder / TOKENIZER_CONFIG).is_file():
-        read_config(folder / TOKENIZER_CONFIG, "a tokenizer's settings")
+        read_object(folder / TOKENIZER_CONFIG, "a tokenizer's settings")
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder)
     except BaseException as error:
@@ -316,7 +316,7 @@ def _folder_weights(folder: Path, name: str, epoch: int | None = None) -> tuple[
         if not (folder / part).is_file():
             raise FileNotFoundError(f"{show(folder)}: expected a folder of weights with {part} in it")
     config = folder / CONFIG_NAME
-    values = read_config(config, "a model's geometry")
+    values = read_object(config, "a model's geometry")
     try:
         return Geometry.from_dict(values), folder / name
     except ValueError as error:

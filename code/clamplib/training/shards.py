@@ -142,6 +142,6 @@ def _read_headers(shard: Path) -> dict[str, tuple[int, Path, int]]:
             file.seek(tar.offset)
             if file.read(BLOCK) != bytes(BLOCK):  # tarfile takes a broken header for the end
                 raise tarfile.ReadError("there is no end mark after its last member: it was cut or broken")
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, ValueError, tarfile.TarError) as error:  # ValueError: a size that no file has
         raise InputError(f"{show(shard)}: expected an uncompressed tar of files ({error})") from error
     return found
