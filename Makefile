@@ -1,13 +1,15 @@
-# make demo · make test · make check · make bench · make mini · make eval-mini; each sets up .venv if there is none
+# make demo · make test · make check · make fuzz · make faults · make bench · make mini · make eval-mini
+# Each sets up .venv if there is none.
 PYTHON ?= python3
 OPENSCORE ?=
 DATA := out/mini
 RECIPE := recipes/mini
+SEED := 1
 BIN := .venv/bin
 READY := .venv/ready
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 code/train_clamp3
 
-.PHONY: demo test check bench mini eval-mini setup clean
+.PHONY: demo test check fuzz faults bench mini eval-mini setup clean
 
 setup: $(READY)
 
@@ -25,6 +27,12 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+fuzz: $(READY)  ## reads 20,000 mutated files: make fuzz [SEED=2]
+	$(BIN)/python tests/reliability/fuzz.py --seed $(SEED) --report out/fuzz/report.json
+
+faults: $(READY)  ## kills commands fifty times, fills their disks and runs two at once: make faults [SEED=2]
+	$(BIN)/python tests/reliability/faults.py --kills 50 --seed $(SEED)
 
 bench: $(READY)
 	$(BIN)/python -m bench

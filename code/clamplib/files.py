@@ -67,7 +67,7 @@ def excerpt(value: object) -> str:
 
 
 def read_object(path: str | Path, kind: str) -> dict:
-    """Reads an object from a JSON file. InputError, which says of what kind of thing it should be, for anything else."""
+    """Reads an object from a JSON file. InputError, which says what `kind` of thing was expected, for anything else."""
     path = Path(path)
     expected = f"{show(path)}: expected the JSON of {kind}, an object"
     check_file(path)

@@ -2,6 +2,8 @@
 
 import errno
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -33,9 +35,19 @@ DAMAGE = (  # what reading damaged weights raises
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
-    """Writes a checkpoint whole or not at all."""
-    with atomic_path(path) as temporary:
+    """Writes a checkpoint whole or not at all. OSError if it cannot be written."""
+    with writing_weights(path) as temporary:
         torch.save(state, temporary)
+
+
+@contextmanager
+def writing_weights(path: str | Path) -> Iterator[Path]:
+    """`atomic_path`, with an OSError in place of what torch and safetensors raise where the disk is full."""
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{show(path)}: expected to write weights, got {error}; is the disk full?") from error
 
 
 def load_checkpoint(path: str | Path) -> dict:

@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from clamplib import __version__
 from clamplib.files import InputError, atomic_path, cause_of, read_object, show
-from clamplib.models.checkpoints import check_weights, load_weights, read_weights, weights_sha256
+from clamplib.models.checkpoints import check_weights, load_weights, read_weights, weights_sha256, writing_weights
 from clamplib.models.encoders import CLaMP3Model, M3Model
 from clamplib.models.geometry import CONFIG_NAME, Geometry
 from clamplib.models.hub import (
@@ -190,7 +190,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype) -> None:
     state = {name: value.to("cpu", dtype, copy=True) for name, value in model.state_dict().items()}
-    with atomic_path(path) as temporary:
+    with writing_weights(path) as temporary:
         save_file(state, temporary)
         temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 

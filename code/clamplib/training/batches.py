@@ -171,15 +171,17 @@ class BatchLoader(DataLoader):
             return
         # Torch has no public way to end persistent workers. Its own way waits for one after the other, and without
         # end if one was killed while it held a lock.
-        ending = threading.Thread(target=iterator._shutdown_workers, daemon=True)
-        ending.start()
-        ending.join(ENDING_SECONDS)
-        if stuck := [worker for worker in iterator._workers if worker.is_alive()]:
-            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error for a killed worker
-            for worker in stuck:
-                worker.kill()
-                worker.join()
-            signal.signal(signal.SIGCHLD, handler)
+        try:
+            ending = threading.Thread(target=iterator._shutdown_workers, daemon=True)
+            ending.start()
+            ending.join(ENDING_SECONDS)
+        finally:
+            if stuck := [worker for worker in iterator._workers if worker.is_alive()]:
+                handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error for a killed worker
+                for worker in stuck:
+                    worker.kill()
+                    worker.join()
+                signal.signal(signal.SIGCHLD, handler)
 
 
 class _Batches(Dataset):

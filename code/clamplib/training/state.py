@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from clamplib.files import InputError, show
+from clamplib.files import InputError
 from clamplib.models import distributed
 from clamplib.models.checkpoints import fit_positions, load_checkpoint, load_weights, save_checkpoint
 
@@ -174,11 +174,7 @@ class TrainingState:
                 "lr_sched": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }
-            try:
-                save_checkpoint(path, {**entries, **vars(self.progress), **self.recipe.stage})
-            except RuntimeError as error:  # torch's, where the disk is full
-                message = f"{show(path)}: expected to write a checkpoint, got {error}; is the disk full?"
-                raise OSError(message) from error
+            save_checkpoint(path, {**entries, **vars(self.progress), **self.recipe.stage})
         distributed.wait()
 
     def resume(self) -> None:
