@@ -15,14 +15,15 @@ def sine(seconds: float, rate: int, *frequencies: float, level: float = 0.5) -> 
 
 def write(path: Path, sound: np.ndarray, rate: int, codec: str, form: str | None = None, film: bool = False) -> Path:
     """Encodes float32 [channels, n]; `form` is the container's where the name does not say, `film` adds pictures."""
-    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
+    layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[len(sound)]
     with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate, layout=layout, options={"strict": "experimental"})
         if film:
             pictures = container.add_stream("mpeg4", rate=10, width=32, height=32)
             for packet in pictures.encode(av.VideoFrame(32, 32, "yuv420p")) + pictures.encode():
                 container.mux(packet)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
+        packed = np.ascontiguousarray(sound.T.reshape(1, -1))  # PyAV crashes at eight planes
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
         frame.rate = rate
         convert = av.AudioResampler(stream.format.name, layout, rate)
         for part in [*convert.resample(frame), None]:

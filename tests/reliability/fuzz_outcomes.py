@@ -30,6 +30,7 @@ WHOLE, REFUSED = "whole", "refused"
 LEAKED, NOT_WHOLE, REASON, PRINTED, LEFT = "leaked", "not whole", "bad reason", "printed", "left files"
 UNCHANGED_EVERY = 40  # inputs of a reader, one is a seed as it is, to see whether the inputs before it left a trace
 LONGEST_REASON = 2000
+TOLERATED_OUTPUT = "Ignored unknown kwarg option"  # printed by tokenizers
 TOLERATED = ("clamp3-librosa.lock",)  # the lock of an import, which is the same file each time
 LIBRARY = str(Path(clamplib.__file__).parent)
 
@@ -94,8 +95,8 @@ def examine(seeds: Path, job: tuple[str, bytes]) -> Result:
                 left += [each.name for each in inside.iterdir()]
             if left:
                 return result._replace(outcome=LEFT, detail=f"{left[:5]}", place=name)
-            if output:
-                text = "".join(output)
+            text = "".join(output)
+            if text and not text.startswith(TOLERATED_OUTPUT):
                 return result._replace(outcome=PRINTED, detail=text[:1000], place=_normal(text[:80]))
         return result
 

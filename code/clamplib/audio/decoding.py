@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 # Only formats of sound and video: FFmpeg also reads playlists, which would open other files.
 CONTAINER_FORMATS = "aac,aiff,ape,asf,au,avi,caf,flac,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
 RATES = range(1_000, 1_000_001)  # Hz; a header that states another rate is damaged
+PLANES = 8  # of a frame; PyAV reads beyond the last plane of one with as many channels, and crashes
 BLOCK_SECONDS = 10  # what is decoded at a time
 SPOOL_BYTES = 1 << 25  # what stays in memory of a recording that is normalized: six minutes at 24 kHz
 CUT_OFF_SECONDS = 1.0  # a warning says so if a recording ends this much before its header says
@@ -191,6 +192,8 @@ def _blocks(frames: Iterable[av.AudioFrame], rate: int) -> Iterator[np.ndarray]:
 
 def _mono(frame: av.AudioFrame) -> np.ndarray:
     """The mean of a frame's channels, float32 [n]; full scale is 1."""
+    if frame.format.is_planar and frame.layout.nb_channels >= PLANES:
+        [frame] = av.AudioResampler(format="flt").resample(frame)
     sound = frame.to_ndarray()  # [channels, n], or [1, n * channels] with the channels interleaved
     if not frame.format.is_planar:
         sound = sound.reshape(-1, frame.layout.nb_channels).T

@@ -120,7 +120,7 @@ def _opened(data: bytes, name: str, kind: str) -> Iterator[zipfile.ZipFile]:
     except InputError:
         raise
     except Exception as error:  # zipfile raises whatever a broken byte leads to
-        reason = f" ({error})" if isinstance(error, (zipfile.BadZipFile, zlib.error)) else ""
+        reason = f" ({str(error)[:80]})" if isinstance(error, (zipfile.BadZipFile, zlib.error)) else ""
         raise InputError(f"{name}: expected a whole {kind} archive, got a cut or broken one{reason}") from error
 
 

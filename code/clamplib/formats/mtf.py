@@ -91,8 +91,8 @@ def mtf_to_midi(text: str) -> mido.MidiFile:
             message = _parse_message(line)
             if message.is_meta:
                 bytearray(message.bytes())  # mido checks the other messages when they are made
-            if message.type == "reset":
-                raise ValueError("in a MIDI file its byte begins another message")
+            if message.is_realtime or message.type == "reset":
+                raise ValueError("realtime messages are not allowed in MIDI files")
             track.append(message)
         except (ValueError, TypeError, LookupError) as error:  # mido checks the values
             got = f"{line[:60]!r} ({_reason(line, error)})"
