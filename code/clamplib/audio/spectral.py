@@ -15,7 +15,9 @@ The last two are computed over the minute that the window is in, because five se
 trained on these features. The published weights need those of MERT (see `mert`).
 """
 
+import hashlib
 import itertools
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -76,9 +78,11 @@ def import_librosa() -> ModuleType:
     """Imports librosa, an extra that takes a second to import, in one process at a time.
 
     Its import compiles functions with numba, which keeps them in files. Two processes that did so at once in a new
-    environment would damage these files: every later use would end in a segmentation fault.
+    environment would damage these files: every later use would end in a segmentation fault. Another environment has its
+    own files, and is not waited for.
     """
-    with suppress(OSError), FileLock(Path(tempfile.gettempdir(), "clamp3-librosa.lock")):
+    environment = hashlib.sha256(sys.prefix.encode(errors="surrogateescape")).hexdigest()[:16]
+    with suppress(OSError), FileLock(Path(tempfile.gettempdir(), f"clamp3-librosa-{environment}.lock")):
         import librosa
 
         tone = np.sin(2 * np.pi * 440 / RATE * np.arange(RATE)).astype(np.float32)
