@@ -26,6 +26,7 @@ import numpy as np
 TEMPORARY = ".clamp-"  # what the names of unfinished outputs begin with
 CAUSE_LENGTH = 300  # characters of another error in a message
 EXCERPT = 60  # characters of a value in a message
+MOST_NESTED = 100  # lists and objects within each other; more could exhaust Python's stack later
 OBJECT_BYTES = 1 << 24  # of a file that describes a model or a folder; real ones have kilobytes
 LEFT_SECONDS = 86_400  # after which an unfinished output is nobody's
 PROBE_BYTES = 4096  # that an output folder must take
@@ -57,7 +58,7 @@ def escape(text: str) -> str:
 
 def cause_of(error: BaseException) -> str:
     """The kind of an error and the beginning of its message, in one line, for the message of another error."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:CAUSE_LENGTH]
+    return escape(f"{type(error).__name__}: {' '.join(str(error).split())}"[:CAUSE_LENGTH])
 
 
 def excerpt(value: object) -> str:
@@ -87,7 +88,18 @@ def parse_object(text: str, expected: str) -> dict:
         raise InputError(f"{expected} ({cause_of(error)})") from error
     if not isinstance(values, dict):
         raise InputError(f"{expected}, got {type(values).__name__}")
+    level = [values]
+    for _ in range(MOST_NESTED):
+        level = [inner for value in level for inner in _parts(value)]
+    if level:
+        raise InputError(f"{expected}, got one of more than {MOST_NESTED} lists and objects within each other")
     return values
+
+
+def _parts(value: object) -> Iterable:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def walk(root: str | Path, suffixes: Iterable[str]) -> list[Path]:
@@ -250,7 +262,7 @@ def read_array(file: BinaryIO) -> np.ndarray:
     try:
         array = np.lib.format.read_array(file, allow_pickle=False)
     except NOT_NPY as error:
-        raise InputError(f"expected a .npy file of numbers ({error})") from error
+        raise InputError(f"expected a .npy file of numbers ({str(error)[:CAUSE_LENGTH]})") from error
     _check_numbers(array.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(np.float32)
@@ -279,7 +291,7 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
         read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
     except NOT_NPY as error:
-        raise InputError(f"expected a .npy file of numbers ({error})") from error
+        raise InputError(f"expected a .npy file of numbers ({str(error)[:CAUSE_LENGTH]})") from error
     if any(length < 0 for length in shape):
         raise InputError(f"expected a .npy file of numbers, got shape {list(shape)}")
     return shape, dtype

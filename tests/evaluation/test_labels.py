@@ -70,7 +70,7 @@ def test_numbers_can_be_labels(tmp_path):
         ("t.txt", "", "expected a table of labels"),
         ("t.csv", "", "found none in it"),
         ("t.csv", "path;label\na;b\n", r"t\.csv, line 2: expected `path` or `key`, and `label`; got 'path;label'"),
-        ("t.csv", "key,label\na,b\na,c\n", "line 3: 'a' is labeled 'c' here and 'b' before"),
+        ("t.csv", "key,label\na,b\na,c\n", "line 3: expected one label for 'a', got 'c' here and 'b' before"),
         ("t.jsonl", '{"key": "a", "label": "b"}\n{"path": "a", "label": "b"}', "got both"),
         ("t.jsonl", '\n{"key": "a"', "line 2: expected a JSON object"),
         ("t.jsonl", "[1]", "line 1: expected a JSON object, got list"),

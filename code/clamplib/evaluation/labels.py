@@ -58,7 +58,8 @@ def read_table(file: str | Path) -> LabelTable:
             continue
         name = Path(name).as_posix()
         if labels.setdefault(name, label) != label:
-            raise InputError(f"{place}: {name!r} is labeled {label!r} here and {labels[name]!r} before")
+            got = f"{excerpt(label)} here and {excerpt(labels[name])} before"
+            raise InputError(f"{place}: expected one label for {excerpt(name)}, got {got}")
     if len(columns) > 1:
         raise InputError(f"{show(file)}: expected `path` in all rows or `key` in all rows, got both")
     if not labels:

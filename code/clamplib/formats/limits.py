@@ -42,6 +42,7 @@ OUTSIDE = {
         "a position of at most 99 staff lines": r"\|Pos2?:[^|\n]*?(-?\d{4,})",
         _METER: r"\|Signature:(\d{4,})",
     },
+    ".musedata": {_METER: r"\bT:(\d{4,})/"},
     ".rntxt": {
         "measures up to number 9999": r"^m(?:\d+[a-z]?-)?(\d{5,})",
         _METER: r"^Time ?Signature:\s*(\d{4,})",

@@ -55,20 +55,20 @@ class Geometry:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is int and (type(value) is not int or value < 1):
-                raise ValueError(f"{field.name} must be a whole number above 0, not {value!r}")
+                raise ValueError(f"{field.name} must be a whole number above 0, not {excerpt(value)}")
             if field.type is int and value > (limit := LIMITS[field.name.rpartition("_")[2]]):
                 raise ValueError(f"{field.name} must be at most {limit}, not {value}")
             if field.type is float and (type(value) not in (int, float) or not math.isfinite(value)):
-                raise ValueError(f"{field.name} must be a finite number, not {value!r}")
+                raise ValueError(f"{field.name} must be a finite number, not {excerpt(value)}")
         for name in ("m3_hidden_size", "audio_hidden_size"):
             if getattr(self, name) % HEAD_SIZE:
                 raise ValueError(f"{name} must be a multiple of {HEAD_SIZE}, the size of an attention head")
         if self.abc not in ABC_READINGS:
-            raise ValueError(f"abc must be one of {', '.join(map(repr, ABC_READINGS))}, not {self.abc!r}")
+            raise ValueError(f"abc must be one of {', '.join(map(repr, ABC_READINGS))}, not {excerpt(self.abc)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
         if not isinstance(self.learned_temperature, bool):
-            raise ValueError(f"learned_temperature must be true or false, not {self.learned_temperature!r}")
+            raise ValueError(f"learned_temperature must be true or false, not {excerpt(self.learned_temperature)}")
         if self.learned_temperature and self.logit_scale <= 0:
             raise ValueError(f"logit_scale must be above 0 for a learned temperature, not {self.logit_scale}")
         if not isinstance(self.text_model_name, str) or not self.text_model_name:
@@ -139,7 +139,7 @@ class Geometry:
         """The reverse of `to_dict`; a ValueError names fields that are unknown."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
-            raise ValueError(f"a geometry has no field {', '.join(unknown)}")
+            raise ValueError(f"a geometry has no field {', '.join(unknown)[:200]}")
         return cls(**values)
 
     def _bert(self, hidden_size: int, num_layers: int, length: int) -> BertConfig:
@@ -189,7 +189,7 @@ def check_config(config: dict, name: str) -> None:
         raise ValueError(f"{name} must name its model_type, such as xlm-roberta")
     if config["model_type"] not in CONFIG_MAPPING:
         own = ", and code that comes with a model is never run" if "auto_map" in config else ""
-        raise ValueError(f"transformers has no model of type {config['model_type']!r}{own}")
+        raise ValueError(f"transformers has no model of type {excerpt(config['model_type'])}{own}")
     check_sizes(config)
 
 
@@ -212,4 +212,4 @@ def check_sizes(config: dict) -> None:
             elif isinstance(value, int | float) and name == "num_labels" and value > MAX_LABELS:
                 raise ValueError(f"{name} must be at most {MAX_LABELS}, not {value}")
             elif name.endswith("attn_implementation") and "/" in str(value):
-                raise ValueError(f"{name} must be one of transformers, not code of the hub such as {value!r}")
+                raise ValueError(f"{name} must be one of transformers, not code of the hub such as {excerpt(value)}")
