@@ -100,6 +100,12 @@ def test_python(place, monkeypatch):
     np.testing.assert_allclose(names["vectors"], expected, atol=1e-5)  # those of SentenceTransformer
 
 
+@pytest.mark.slow
+def test_reliability(place, monkeypatch):
+    names = run_page("docs/reliability.md", place, NOT_RUN, monkeypatch)
+    assert list((place / "features").rglob("*.npy")) and names["encoder"].limits.seconds == 20
+
+
 @pytest.mark.parametrize("page", ["docs/reference.md", "docs/speed.md", "docs/licenses.md"])
 def test_pages_without_examples(page, place, monkeypatch):
     run_page(page, place, NOT_RUN, monkeypatch)

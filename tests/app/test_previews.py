@@ -154,13 +154,13 @@ def sleep(source, target):
 
 def test_a_slow_preview_is_stopped_and_others_do_not_wait(tmp_path):
     async def get():
-        previews = Previews(tmp_path, Limits(1))
+        previews = Previews(tmp_path, Limits(8))
         slow = asyncio.create_task(previews.get(sleep, tmp_path / "a", "b"))
         slow_too = asyncio.create_task(previews.get(sleep, tmp_path / "a", "b"))  # made once for both
         await asyncio.sleep(0)
         assert (await previews.get(shutil.copy, tmp_path / "a", "c")).exists() and not slow.done()
         for waiting in (slow, slow_too):
-            with pytest.raises(InputError, match="reading it took more than 1 seconds"):
+            with pytest.raises(InputError, match="reading it took more than 8 seconds"):
                 await waiting
 
     (tmp_path / "a").write_text("text")

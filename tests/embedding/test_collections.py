@@ -424,7 +424,8 @@ def test_a_damaged_cache_costs_no_answer(encoder, folder, cache, caplog):
 def test_the_clusters_way_gives_the_same_vectors(encoder, tiny_variant, folder, cache, seen, monkeypatch):
     asked = []
 
-    def run_jobs(function, jobs, *, workers, backend):
+    def run_jobs(function, jobs, *, workers, backend, limits):
+        assert limits is None  # reading has its own on the node
         asked.append((len(jobs), workers, backend))
         return ((number, function(job), None) for number, job in reversed(list(enumerate(jobs))))
 

@@ -168,7 +168,7 @@ def evaluate(args: argparse.Namespace) -> Answer:
 def classify(args: argparse.Namespace) -> Answer:
     prompts = {name: [name] for name in args.classes}
     if args.prompts:
-        prompts = read_object(args.prompts, "prompts")
+        prompts = read_object(args.prompts, "the texts of at least two classes")
     if len(prompts) < 2:
         raise InputError("expected at least two classes to choose from: name them, or give --prompts FILE.json")
     encoder = _load_encoder(args)

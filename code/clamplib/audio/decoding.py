@@ -106,7 +106,7 @@ def samples(recording: Recording, rate: int) -> Iterator[np.ndarray]:
             infinite.
     """
     name = recording_name(recording)
-    if isinstance(recording, os.PathLike):
+    if isinstance(recording, os.PathLike) and os.path.exists(recording):
         check_file(recording)
     try:
         if isinstance(recording, Waveform):
