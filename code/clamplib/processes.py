@@ -298,7 +298,7 @@ class _Worker:
         self.connection, other = context.Pipe()
         environment = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
         self.process = context.Process(target=_serve, args=(other, os.getpid()), daemon=True, env=environment)
-        with _starting:
+        with _starting, _without_interrupts():
             self.process.start()
         other.close()  # so that the end of the process is the end of its messages
         self.started = False  # which may take long on a busy machine, and does not count
@@ -324,6 +324,19 @@ class _Worker:
             os.kill(self.process.pid, KILL)
         self.process.join()
         self.connection.close()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Starts processes that Ctrl-C does not reach, not even while they import: their parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _idle: deque[_Worker] = deque()  # of this process
