@@ -88,18 +88,23 @@ def parse_object(text: str, expected: str) -> dict:
         raise InputError(f"{expected} ({cause_of(error)})") from error
     if not isinstance(values, dict):
         raise InputError(f"{expected}, got {type(values).__name__}")
-    level = [values]
-    for _ in range(MOST_NESTED):
-        level = [inner for value in level for inner in _parts(value)]
-    if level:
+    if values_at_depth(values, MOST_NESTED):
         raise InputError(f"{expected}, got one of more than {MOST_NESTED} lists and objects within each other")
     return values
 
 
-def _parts(value: object) -> Iterable:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+def values_at_depth(value: object, depth: int) -> list:
+    """The values that lie within `depth` lists and objects, in what json.loads returned."""
+    level = [value]
+    for _ in range(depth):
+        inner = []
+        for outer in level:
+            if isinstance(outer, dict):
+                inner += outer.values()
+            elif isinstance(outer, list):
+                inner += outer
+        level = inner
+    return level
 
 
 def walk(root: str | Path, suffixes: Iterable[str]) -> list[Path]:

@@ -156,11 +156,16 @@ def run_jobs(
 def run_in_turn(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Outcome]:
     """`run_jobs` in this process, one job after the other, without limits."""
     for number, job in enumerate(jobs):
-        try:
-            yield Outcome(number, function(job))
-        except Exception as error:  # one job's fault
-            logger.debug("job %d failed here:", number, exc_info=True)
-            yield Outcome(number, error=describe(error))
+        yield _attempt(function, number, job)
+
+
+def _attempt(function: Callable, number: int, job: Any) -> Outcome:
+    """The outcome of one job in this process. Its error is text, since not every exception can be pickled."""
+    try:
+        return Outcome(number, function(job))
+    except Exception as error:  # the job's fault
+        logger.debug("job %d failed here:", number, exc_info=True)
+        return Outcome(number, error=describe(error))
 
 
 def _one(function: Callable, limits: Limits | None, number: int, job: Any) -> Outcome:
@@ -168,10 +173,7 @@ def _one(function: Callable, limits: Limits | None, number: int, job: Any) -> Ou
     if limits and processes.can_start():
         [outcome] = processes.run(function, [(number, job)], 1, limits)
         return outcome
-    try:
-        return Outcome(number, processes.call(function, job))
-    except Exception as error:  # as text, since not every exception can be pickled
-        return Outcome(number, error=describe(error))
+    return _attempt(partial(processes.call, function), number, job)
 
 
 def _on_ray(function: Callable, jobs: dict[int, Any], at_once: int, limits: Limits | None) -> Iterator[Outcome]:

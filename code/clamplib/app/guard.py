@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from clamplib.app.slots import ENDING
 from clamplib.files import InputError
 
 MAX_UPLOAD = 50 * 2**20  # bytes
@@ -38,7 +39,6 @@ HEADERS = {
     "cache-control": "no-cache",
 }
 ERROR_PAGE = Path(__file__).with_name("page") / "error.html"
-ENDING = "the server is being stopped"
 
 
 class Guard:

@@ -23,10 +23,10 @@ from xml.etree import ElementTree
 import mido
 import numpy as np
 
-from clamplib.app.slots import AT_ONCE, Slots
+from clamplib.app.slots import AT_ONCE, ENDING, Slots
 from clamplib.audio import Waveform
 from clamplib.embedding.reading import modality_of
-from clamplib.files import InputError, atomic_path, show
+from clamplib.files import InputError, atomic_path, file_state, show
 from clamplib.formats.mtf import mtf_to_midi, parse_midi
 from clamplib.formats.notation import abc_to_xml
 from clamplib.formats.score_files import read_text, read_title, score_text
@@ -191,14 +191,13 @@ class Titles:
     """Titles of scores, each of which is read once, and again if its file has changed."""
 
     def __init__(self):
-        # Of each source the modification time of its file, and the title.
-        self._known: dict[os.PathLike, tuple[int | None, str | None]] = {}
+        self._known: dict[os.PathLike, tuple[str | None, str | None]] = {}  # the state of a file, and its title
         self._reading: set[asyncio.Task] = set()
         self._slots = Slots(1)
 
     def knows(self, source: os.PathLike) -> bool:
         """Whether the title has been read since the file was changed."""
-        return source in self._known and self._known[source][0] == _modified(source)
+        return source in self._known and self._known[source][0] == file_state(source)
 
     def get(self, source: os.PathLike) -> str | None:
         """Returns the title that a source stated when `read` read it."""
@@ -213,20 +212,13 @@ class Titles:
 
     def _read(self, sources: Sequence[os.PathLike]) -> None:
         sources = [source for source in sources if not self.knows(source)]  # others may have read them meanwhile
-        modified = list(map(_modified, sources))
+        states = list(map(file_state, sources))
         for number, title, _ in run_jobs(read_title, sources, workers=1, limits=Limits(TITLE_SECONDS)):
-            self._known[sources[number]] = modified[number], title
+            self._known[sources[number]] = states[number], title
 
     def end(self) -> None:
         """Ends the process that reads titles."""
         self._slots.end()
-
-
-def _modified(source: os.PathLike) -> int | None:
-    try:
-        return os.stat(source).st_mtime_ns
-    except OSError:  # it is gone
-        return None
 
 
 def run_one(function: Callable[[Any], Any], job: Any, limits: Limits | None) -> Any:
@@ -242,7 +234,7 @@ def run_one(function: Callable[[Any], Any], job: Any, limits: Limits | None) -> 
 def value_of(outcomes: Sequence[Outcome]) -> Any:
     """Returns the value of the one outcome, or raises InputError if there is none."""
     if not outcomes:
-        raise InputError("the server is being stopped")
+        raise InputError(ENDING)
     [(_, value, error)] = outcomes
     if error:
         raise InputError(error)

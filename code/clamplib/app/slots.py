@@ -12,6 +12,7 @@ from loky import cpu_count
 from clamplib.processes import stopped_by
 
 T = TypeVar("T")
+ENDING = "the server is being stopped"  # why work has no result
 AT_ONCE = max(4, cpu_count())  # jobs in other processes; more than one per core, because some may be slow
 
 

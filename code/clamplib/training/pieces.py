@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clamplib.embedding.sequences import check_mert_shape
-from clamplib.files import HEAD_BYTES, InputError, key, show, stated_shape, walk
+from clamplib.files import HEAD_BYTES, InputError, key, show, stated_shape, values_at_depth, walk
 from clamplib.training import shards
 
 SYMBOLIC_SUFFIXES = (".abc", ".mtf")
@@ -167,21 +167,12 @@ def parse_line(line: bytes) -> tuple[dict[str, object], list[str]]:
         raise InputError(_TOO_DEEP) from error
     if not isinstance(fields, dict):
         raise InputError(f"expected a JSON object, got {type(fields).__name__}")
-    _check_depth(fields, MOST_NESTED)
+    if any(isinstance(value, dict | list) for value in values_at_depth(fields, MOST_NESTED)):
+        raise InputError(_TOO_DEEP)
     names = fields.get("filepaths")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"expected filepaths to be a list of paths, got {reprlib.repr(names)}")
     return fields, names
-
-
-def _check_depth(value: object, allowed: int) -> None:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        if not allowed:
-            raise InputError(_TOO_DEEP)
-        for inner in value:
-            _check_depth(inner, allowed - 1)
 
 
 def _check_texts(fields: Mapping[str, object]) -> None:
