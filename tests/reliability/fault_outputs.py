@@ -111,4 +111,4 @@ def _compare_indexes(expected: Path, found: Path, finished: bool) -> float:
         return np.inf
     keys = {record.key for record in others}
     vectors, own = index.vectors(keys), other.vectors(keys)
-    return max((_distance(vectors[key], own[key]) for key in keys), default=0.0)
+    return float(np.max([_distance(vectors[key], own[key]) for key in keys], initial=0.0))  # NaN if one is

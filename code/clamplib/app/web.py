@@ -447,7 +447,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
-    """The client has left, which is no error."""
+    """Answers a client that has left. This is not an error."""
     return Response(status_code=CLIENT_LEFT)
 
 
