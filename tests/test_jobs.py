@@ -13,7 +13,7 @@ import pytest
 from test_files import LONG, ODD_NAMES
 
 from clamplib.files import InputError
-from clamplib.jobs import DIED, Outcome, Report, run_batch, run_in_turn, run_jobs
+from clamplib.jobs import DIED, FEW, SMALL, Outcome, Report, run_batch, run_in_turn, run_jobs
 
 
 def copy(source: Path, target: Path) -> str | None:
@@ -195,3 +195,35 @@ def test_what_a_kill_left_is_removed_when_it_is_a_day_old(batch, tmp_path):
         os.utime(left, (time.time() - age,) * 2)
     _, outputs = batch({"a": "one"})
     assert outputs.keys() == {".clamp-new.npy", "other.npy", "a"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [([9, 9], 1), ([0] * FEW, 1), ([0] * (FEW + 1), "cores"), ([SMALL // 2] * 2, 1), ([SMALL, 1], "cores")],
+)
+def test_little_work_gets_one_process(tmp_path, monkeypatch, sizes, expected):
+    """Starting another takes longer."""
+    asked = []
+
+    def run(function, jobs, workers, *_):
+        asked.append(workers)
+        return []
+
+    monkeypatch.setattr("clamplib.jobs.processes.run", run)
+    monkeypatch.setattr("loky.cpu_count", lambda: len(sizes))
+    paths = [tmp_path / str(number) for number in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        path.write_bytes(bytes(size))
+    for jobs in (paths, [(path, "target") for path in paths], [bytes(size) for size in sizes]):
+        list(run_jobs(len, jobs))
+        list(run_jobs(len, jobs, workers=2))
+    assert asked == [len(sizes) if expected == "cores" else expected, 2] * 3
+
+
+def test_work_of_unknown_size_gets_all_cores(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("clamplib.jobs.processes.run", lambda function, jobs, workers, *_: asked.append(workers) or [])
+    monkeypatch.setattr("loky.cpu_count", lambda: 2)
+    for jobs in ("ab", [1.0, 2.0], [tmp_path / "gone", tmp_path / "gone"]):
+        list(run_jobs(len, jobs))
+    assert asked == [2, 2, 1]

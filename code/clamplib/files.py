@@ -19,7 +19,7 @@ from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
-from typing import BinaryIO
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,7 @@ KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 HEAD_BYTES = 4096  # of a .npy file: more than the header of an array of numbers
+NPY_VERSIONS = ((1, 0), (2, 0), (3, 0))
 # What numpy raises for a header that is none: it evaluates the header as Python's literals.
 NOT_NPY = (ValueError, EOFError, SyntaxError, TokenError, TypeError, MemoryError, OverflowError, RecursionError)
 
@@ -244,6 +245,15 @@ def atomic_path(target: str | Path, keep: bool = True) -> Iterator[Path]:
 # ------------------------------------------------------------------------------------ .npy files
 
 
+class _Layout(NamedTuple):
+    """How an array lies in a .npy file."""
+
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype
+    start: int  # of the numbers, in bytes from the beginning of the file
+
+
 def load_array(path: str | Path) -> np.ndarray:
     """The numbers in a .npy file as float32. InputError where it holds anything but finite real numbers.
 
@@ -251,10 +261,8 @@ def load_array(path: str | Path) -> np.ndarray:
     """
     check_file(path)
     try:
-        with open(path, "rb") as file:
-            stated_shape(file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size)
-            file.seek(0)
-            array = read_array(file)
+        with open(path, "rb", buffering=0) as file:
+            array = _read_numbers(file, os.fstat(file.fileno()).st_size)
     except InputError as error:
         raise InputError(f"{show(path)}: {error}") from error
     if not np.isfinite(array).all():
@@ -264,13 +272,23 @@ def load_array(path: str | Path) -> np.ndarray:
 
 def read_array(file: BinaryIO) -> np.ndarray:
     """The numbers of an open .npy file as float32, NaN and infinity among them. InputError at no real numbers."""
-    try:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-    except NOT_NPY as error:
-        raise InputError(f"expected a .npy file of numbers ({str(error)[:CAUSE_LENGTH]})") from error
-    _check_numbers(array.dtype)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return _read_numbers(file, size)
+
+
+def _read_numbers(file: BinaryIO, size: int) -> np.ndarray:
+    head = file.read(HEAD_BYTES)
+    layout = _layout(head, size)
+    stored = np.empty(math.prod(layout.shape), layout.dtype)
+    data = memoryview(stored.view(np.uint8))
+    file.seek(layout.start)
+    while data and (count := file.readinto(data)):  # one call may read less than it could
+        data = data[count:]
+    if data:
+        raise InputError(f"expected {size} bytes, got {len(data)} fewer")
     with np.errstate(over="ignore", invalid="ignore"):
-        return array.astype(np.float32)
+        return stored.reshape(layout.shape, order=layout.order).astype(np.float32, copy=False)
 
 
 def stated_shape(head: bytes, size: int) -> tuple[int, ...]:
@@ -278,30 +296,31 @@ def stated_shape(head: bytes, size: int) -> tuple[int, ...]:
 
     InputError where these are no .npy file of real numbers, or not all of it.
     """
+    return _layout(head, size).shape
+
+
+def _layout(head: bytes, size: int) -> _Layout:
     start = 10 if head[6:7] == b"\x01" else 12  # of the header's text, by the version of the format
-    data = start + int.from_bytes(head[8:start], "little")
-    shape, dtype = _parse_header(head[:data])
-    _check_numbers(dtype)
-    expected = data + math.prod(shape) * dtype.itemsize
+    layout = _parse_header(head[: start + int.from_bytes(head[8:start], "little")])
+    expected = layout.start + math.prod(layout.shape) * layout.dtype.itemsize
     if size < expected:
-        raise InputError(f"expected {expected} bytes, as shape {list(shape)} takes, got {size}")
-    return shape
+        raise InputError(f"expected {expected} bytes, as shape {list(layout.shape)} takes, got {size}")
+    return layout
 
 
 @lru_cache(maxsize=4096)  # those of a folder of features differ in few numbers
-def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
+def _parse_header(header: bytes) -> _Layout:
     file = BytesIO(header)
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
+        shape, fortran_order, dtype = read(file)
     except NOT_NPY as error:
         raise InputError(f"expected a .npy file of numbers ({str(error)[:CAUSE_LENGTH]})") from error
+    if version not in NPY_VERSIONS:
+        raise InputError(f"expected a .npy file of version 1.0, 2.0 or 3.0, got {version[0]}.{version[1]}")
     if any(length < 0 for length in shape):
         raise InputError(f"expected a .npy file of numbers, got shape {list(shape)}")
-    return shape, dtype
-
-
-def _check_numbers(dtype: np.dtype) -> None:
     if dtype.kind not in "fiu":
         raise InputError(f"expected real numbers, got dtype {dtype}")
+    return _Layout(shape, "F" if fortran_order else "C", dtype, file.tell())

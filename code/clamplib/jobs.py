@@ -5,9 +5,10 @@ A job that fails never stops the others. Its reason is an Outcome, and in a batc
 
 import json
 import logging
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 FAILURES = "failures.jsonl"
 BACKENDS = {"ray": "ray", "dask": "distributed"}  # and their packages
 RAY_TASKS = 1000  # given to Ray at a time: enough that a cluster which can grow does
+FEW, SMALL = 16, 100_000  # files and their bytes that one process converts before a second has started
 NOT_FINITE = "expected finite features, but the model gave NaN or infinity"
 LIMITS = Limits()
 
@@ -82,7 +84,7 @@ def run_batch(
 
     What it returns, if anything, is a remark on the output, which is counted in the report.
     A source may be anything with a path (os.PathLike): a file, or one tune of a file that holds many.
-    `workers` None is one a core; `backend` is `ray`, `dask` or None for local processes.
+    `workers` None is one per core, or one for little work; `backend` is `ray`, `dask` or None for local processes.
     """
     report = Report()
     check_writable(output_root)
@@ -128,7 +130,8 @@ def run_jobs(
 
     Args:
         function: is called in other processes, so it must be picklable, as must the jobs.
-        workers: processes, here or on Ray; None: one per core. Of a Dask cluster all workers are used.
+        workers: processes, here or on Ray; None: one per core, or one for at most FEW files of SMALL bytes in all. Of a
+            Dask cluster all workers are used.
         backend: "ray" or "dask" joins the cluster that its own environment variables name, or starts one here. There
             a job that was on a lost machine, or in a process that died, is tried again, three times. None: local
             processes, where a job whose process died is tried again once.
@@ -147,10 +150,26 @@ def run_jobs(
     elif backend == "dask":
         yield from _on_dask(partial(_one, function, limits), numbered)
     elif processes.can_start():
-        workers = min(workers or loky.cpu_count(), len(numbered))
+        workers = workers or (1 if _is_little_work(numbered.values()) else loky.cpu_count())
+        workers = min(workers, len(numbered))
         yield from processes.run(function, numbered.items(), workers, limits, at_once)
     else:
         yield from run_in_turn(function, jobs)
+
+
+def _is_little_work(jobs: Collection[Any]) -> bool:
+    """Whether jobs, which are paths, bytes or tuples that begin with one, are few and small."""
+    return len(jobs) <= FEW and sum(map(_size, jobs)) <= SMALL
+
+
+def _size(job: Any) -> float:
+    item = job[0] if isinstance(job, tuple) and job else job
+    if isinstance(item, bytes):
+        return len(item)
+    try:
+        return os.stat(item).st_size if isinstance(item, os.PathLike) else math.inf
+    except (OSError, ValueError):  # there is nothing to read
+        return 0
 
 
 def run_in_turn(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Outcome]:

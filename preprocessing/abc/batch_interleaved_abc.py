@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 from clamplib.command import batch_parser, convert_folder
-from clamplib.formats.notation import bars_differ, interleave
+from clamplib.formats.notation import interleave_and_compare
 from clamplib.formats.score_files import read_text
 
 input_dir = "<path_to_your_abc_files>"  # the default input
 
 
 def write_interleaved(source: Path, target: Path) -> str | None:
-    abc = read_text(source)
-    target.write_text(interleave(abc), encoding="utf-8", newline="\n")
-    return "voices differ in the length of a bar" if bars_differ(abc) else None
+    interleaved, bars_differ = interleave_and_compare(read_text(source))
+    target.write_text(interleaved, encoding="utf-8", newline="\n")
+    return "voices differ in the length of a bar" if bars_differ else None
 
 
 def main(argv: list[str] | None = None) -> int:

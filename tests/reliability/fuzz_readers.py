@@ -16,7 +16,7 @@ import numpy as np
 from clamplib.embedding.reading import CONVERTED, Reader, Reading
 from clamplib.files import InputError, load_array
 from clamplib.formats.mtf import midi_to_mtf, mtf_to_midi, parse_midi
-from clamplib.formats.notation import abc_to_xml, bars_differ, interleave, split_tunes, xml_to_abc
+from clamplib.formats.notation import abc_to_xml, interleave, interleave_and_compare, split_tunes, xml_to_abc
 from clamplib.formats.score_files import list_tunes, read_text, read_title, score_to_abc
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # what no XML document may hold
@@ -156,9 +156,7 @@ def read_abc_to_xml(path: Path) -> Any:
 
 def read_abc_to_interleaved(path: Path) -> Any:
     """As batch_interleaved_abc.py converts a file."""
-    abc = read_text(path)
-    interleaved = interleave(abc)
-    bars_differ(abc)
+    interleaved, _ = interleave_and_compare(read_text(path))
     require(bool(interleaved.strip()), "no interleaved ABC")
     return interleaved
 

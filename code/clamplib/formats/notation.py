@@ -19,18 +19,13 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 from abctoolkit import xml2abc
-from abctoolkit.check import check_alignment_unrotated
-from abctoolkit.rotate import rotate_abc
-from abctoolkit.utils import (
-    Barlines,
-    remove_bar_no_annotations,
-    remove_information_field,
-    strip_empty_bars,
-)
+from abctoolkit.utils import Barlines, remove_bar_no_annotations
 
 from clamplib.files import InputError, escape, show
 from clamplib.formats.archives import refuse_entities, unzip
+from clamplib.formats.bars import bars_differ, join_bars
 from clamplib.formats.limits import MAX_BYTES, read_bytes, refuse_abc, refuse_long_lines, refuse_musicxml
+from clamplib.formats.lookups import fast_lookups
 
 logger = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -39,7 +34,7 @@ XML2ABC_OPTIONS = SimpleNamespace(  # what `xml2abc -d 8 -x` sets
     d=8, x=True, ped=True, p=[], o="", b=0, c=0, m=0, n=0, v=0,
     i=None, j=None, s=None, stm=None, t=None, u=None, v1=None,
 )  # fmt: skip
-DROPPED_FIELDS = ["X:", "T:", "C:", "W:", "w:", "Z:", "%%MIDI"]
+DROPPED_FIELDS = ("X:", "T:", "C:", "W:", "w:", "Z:", "%%MIDI")
 PEDALS = {"start": "start", "resume": "start", "stop": "stop", "discontinue": "stop"}
 ACCIDENTALS = {"double-flat", "flat-flat", "flat", "natural", "sharp", "sharp-sharp", "double-sharp"}
 FIELD = re.compile(r"[A-Za-z]:|%%")
@@ -65,7 +60,7 @@ def xml_to_abc(score: str | Path | bytes, name: str | None = None) -> str:
     refuse_entities(data, name)
     _require_partwise(data, name)
     refuse_musicxml(data, name)
-    with running_converter(name):
+    with running_converter(name), fast_lookups():
         try:
             abc = _run_xml2abc(data)
         except ElementTree.ParseError as error:
@@ -117,36 +112,44 @@ def interleave(abc: str) -> str:
         InputError: there is no `V:1` line or no note, the voices have different numbers of bars, or a line is longer
             than any music.
     """
+    interleaved, _ = _interleave(abc)
+    return interleaved
+
+
+def interleave_and_compare(abc: str) -> tuple[str, bool]:
+    """Converts like `interleave`, and compares the bars of the voices.
+
+    Returns:
+        The interleaved ABC, and whether a bar differs in length between voices, as far as abctoolkit can see.
+
+    Raises:
+        InputError: as by `interleave`.
+    """
+    interleaved, voices = _interleave(abc)
+    with running_converter("interleave"), suppress(Exception):  # abctoolkit cannot read every bar
+        return interleaved, bars_differ(voices)
+    return interleaved, False
+
+
+def _interleave(abc: str) -> tuple[str, list[list[str]]]:
+    """Interleaved ABC, and the bars of each voice without bar lines."""
     refuse_long_lines(abc, "this ABC")
-    lines = [line for line in _lines(abc) if line.strip()]
+    lines = [line for line in _lines(abc) if line.strip() and not line.startswith(DROPPED_FIELDS)]
     if not any(line.strip() == "V:1" for line in lines):
         raise InputError("expected ABC with V:1 lines, as xml_to_abc writes it, got none")
-    with running_converter("interleave") as printed:
+    with running_converter("interleave"):
         try:
-            lines = remove_bar_no_annotations(remove_information_field(lines, DROPPED_FIELDS))
-            lines = [line if FIELD.match(line) else _without_split_quotes(line) for line in lines]
-            stripped, _ = strip_empty_bars(lines)
-            interleaved = "".join(rotate_abc(stripped)) if stripped else ""
+            return join_bars([_without_split_quotes(line) for line in remove_bar_no_annotations(lines)])
+        except InputError:
+            raise
         except Exception as error:  # abctoolkit raises whatever a broken score leads to
             got = summarize_error(error)
             raise InputError(f"expected voices of whole bars, abctoolkit could not read this ABC ({got})") from error
-    if not interleaved:
-        got = "voices with different numbers of bars" if "bar numbers" in printed.getvalue() else "no notes"
-        raise InputError(f"expected voices of equal length, got {got}")
-    return interleaved
 
 
 def _lines(text: str) -> list[str]:
     """The lines of a text as a file has them. str.splitlines would break words at rarer characters too."""
     return io.StringIO(text, newline="").readlines()
-
-
-def bars_differ(abc: str) -> bool:
-    """Tells whether the voices of standard ABC differ in the length of a bar, as far as abctoolkit can see."""
-    with running_converter("bars_differ") as printed, suppress(Exception):
-        refuse_long_lines(abc, "this ABC")
-        check_alignment_unrotated(_lines(abc))
-    return "Odd bar duration" in printed.getvalue()
 
 
 def abc_to_xml(abc: str) -> str:
@@ -212,6 +215,8 @@ def _without_free_text(tune: str) -> str:
 
 def _without_split_quotes(line: str) -> str:
     """Removes escaped quotes, and quoted texts with a bar line in them, at which abctoolkit would split the line."""
+    if '"' not in line or FIELD.match(line):
+        return line
 
     def keep(quoted: re.Match) -> str:
         return "" if any(bar_line in quoted[0] for bar_line in Barlines) else quoted[0]
