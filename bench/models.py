@@ -17,7 +17,7 @@ from clamplib.formats.notation import split_tunes
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models.encoders import CLaMP3Model
 from clamplib.models.geometry import Geometry
-from clamplib.models.variants import LoadedModel
+from clamplib.models.loading import LoadedModel
 
 ITEMS = 48
 SAMPLE = 6  # items that the naive way is timed with

@@ -9,7 +9,6 @@ import sys
 
 from clamplib.command import guarded, make_parser, report_left_out
 from clamplib.evaluation.labels import save_labels
-from clamplib.evaluation.probe import classify_folder
 
 
 @guarded
@@ -20,6 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("output_file", help="JSON file to write")
     parser.add_argument("--probabilities", action="store_true", help="also write the probability of every label")
     args = parser.parse_args(argv)
+    from clamplib.evaluation.probe import classify_folder  # imports torch, which --help does not need
+
     probe, features, probabilities = classify_folder(args.weights_path, args.feature_folder)
     found: dict[str, object] = {}
     for path, row in zip(features.paths, probabilities, strict=True):

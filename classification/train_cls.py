@@ -22,13 +22,18 @@ from pathlib import Path
 import numpy as np
 
 from clamplib.command import guarded, make_parser, positive, report_left_out
-from clamplib.evaluation.classification import LabeledVectors, describe_confusion, draw_confusion, label_features, split
+from clamplib.evaluation.classification import (
+    LabeledVectors,
+    ProbeSettings,
+    describe_confusion,
+    draw_confusion,
+    label_features,
+    split,
+)
 from clamplib.evaluation.labels import FROM_NAMES, merged_warning
-from clamplib.evaluation.probe import ProbeSettings, train_probe
 from clamplib.files import atomic_path
 from clamplib.models import distributed
 from clamplib.retrieval.similarity import Features, load_features, load_folders
-from clamplib.training.state import start_curves
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,6 +83,8 @@ def load(args: argparse.Namespace) -> tuple[LabeledVectors, LabeledVectors, Feat
 @contextmanager
 def logged(path: Path, args: argparse.Namespace) -> Iterator[Callable[[dict], None]]:
     """Yields a function that writes the numbers of an epoch to the log, and to wandb if asked."""
+    from clamplib.training.state import start_curves
+
     send = start_curves(
         project="clamp3-probe", name=path.stem, settings=vars(args), key=args.wandb_key, wanted=args.wandb_log
     )
@@ -110,6 +117,8 @@ def draw(picture: Path, confusion: np.ndarray, classes: list[str]) -> None:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    from clamplib.evaluation.probe import train_probe  # imports torch, which --help does not need
+
     name = Path(args.train_folder).resolve().name
     weights = Path(args.output_dir, f"weights-{name}.pth")
     log = Path(args.output_dir, f"logs-{name}.txt")
@@ -121,7 +130,8 @@ def main(argv: list[str] | None = None) -> int:
     counts = f"{len(training)} features to train on, {len(evaluation)} to evaluate on"
     print(f"{counts}, {len(set(training.labels))} labels")
     try:
-        device = distributed.start()
+        distributed.start()
+        device = distributed.own_device()
         with logged(log, args) as report:
             probe = train_probe(training, evaluation, settings, device=device, space=features.space, report=report)
     finally:

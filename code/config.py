@@ -77,6 +77,10 @@ LEARNED_TEMPERATURE = False  # True: features are normalized and the factor is l
 MASK_SAME_TEXT = False  # True: items with the same text or id are not negatives of each other
 PAIR_WEIGHT = 0.0  # above 0: each step contrasts two files of a piece (audio: and a score) with this weight
 
+# -------------------------------------------------------------------- memory for training
+CLAMP3_ACCUMULATION = 1  # each batch is encoded in so many parts, for the same loss in less memory; 1: at once
+GRADIENT_CHECKPOINTING = False  # True: layers are computed again in the backward pass, in place of being kept
+
 # -------------------------------------------------------------------- names made from the settings above
 M3_NAME = (
     f"m3_p_size_{PATCH_SIZE}_p_length_{PATCH_LENGTH}_t_layers_{TOKEN_NUM_LAYERS}_p_layers_{PATCH_NUM_LAYERS}"

@@ -9,14 +9,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from clamplib.command import guarded, make_parser
 from clamplib.models.settings import load_settings, make_geometry
-from clamplib.models.variants import load_clamp3, load_m3, load_tokenizer, save_variant
-from utils import CONFIG
+from clamplib.models.variants import load_clamp3, load_m3, load_tokenizer
 
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+CONFIG = Path(__file__).resolve().with_name("config.py")  # of this clone, wherever the library is installed
+DTYPES = ("float16", "float32")
 
 
 @guarded
@@ -28,6 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the weights (default: float16)")
     args = parser.parse_args(argv)
+    import torch  # imports torch, which --help does not need
+
+    from clamplib.models.loading import save_variant
+
     settings = load_settings(*args.config, config=CONFIG)
     geometry = make_geometry(settings)
     weights, m3_weights = Path(settings.CLAMP3_WEIGHTS_PATH), Path(settings.M3_WEIGHTS_PATH)
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     if m3_weights.is_file():
         m3 = load_m3(m3_weights, weights_folder=m3_weights.parent, geometry=geometry).model
     own = replace(geometry, text_model_name=args.folder.resolve().name)  # the folder has its config and tokenizer
-    save_variant(args.folder, clamp3.model, load_tokenizer(geometry), own, m3, DTYPES[args.dtype])
+    save_variant(args.folder, clamp3.model, load_tokenizer(geometry), own, m3, getattr(torch, args.dtype))
     size = sum(path.stat().st_size for path in args.folder.iterdir())
     print(f"{args.folder}: {size / 1e6:.1f} MB")
     return 0

@@ -10,16 +10,17 @@ example: accelerate launch extract_clamp3.py scores features/scores --get_global
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
-from clamplib.command import add_variant, guarded, make_parser, positive, report_batch
-from clamplib.embedding.encoding import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from clamplib.command import add_precision, add_variant, guarded, make_parser, positive, report_batch
 from clamplib.embedding.folders import extract_files, input_files
 from clamplib.embedding.reading import SEQUENCE_SUFFIXES
 from clamplib.models import distributed
-from clamplib.models.settings import load_variant
-from clamplib.models.variants import LoadedModel
-from utils import CONFIG
+from clamplib.models.settings import find_variant
+from clamplib.models.variants import FoundModel
+
+CONFIG = Path(__file__).resolve().with_name("config.py")  # of this clone, wherever the library is installed
 
 
 def extraction_parser(doc: str) -> argparse.ArgumentParser:
@@ -28,12 +29,13 @@ def extraction_parser(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("input_dir", help="folder of input files; its sub-folders are kept")
     parser.add_argument("output_dir", help="folder for the .npy files; what is up to date there is skipped")
     add_variant(parser)
+    add_precision(parser)
     parser.add_argument("--config", type=Path, help="file of assignments that replace those of config.py")
     parser.add_argument(
         "--batch_size",
         type=positive,
         help="full-length segments in a batch, or as many shorter ones as take the same space "
-        f"(default: {GPU_BATCH_SIZE} on a GPU, {CPU_BATCH_SIZE} on a CPU)",
+        "(default: what suits the device)",
     )
     parser.add_argument("--num_workers", type=int, help="processes that read ahead (default: by files and cores)")
     return parser
@@ -41,22 +43,21 @@ def extraction_parser(doc: str) -> argparse.ArgumentParser:
 
 @guarded
 def extract(
-    args: argparse.Namespace, suffixes: Iterable[str], load: Callable[[], LoadedModel], get_global: bool = False
+    args: argparse.Namespace, suffixes: Iterable[str], find: Callable[[], FoundModel], get_global: bool = False
 ) -> int:
-    """Extracts, and prints the counts; of several processes the first does."""
+    """Extracts by the model that `find` finds, and prints the counts; of several processes the first does."""
     try:
         sources = input_files(args.input_dir, args.output_dir, suffixes)
-        device = distributed.start()
-        loaded = load()
-        loaded.model.to(device)
+        distributed.start()
         report = extract_files(
             sources,
             args.input_dir,
             args.output_dir,
-            loaded,
+            find(),
             get_global=get_global,
             batch_size=args.batch_size,
             workers=args.num_workers,
+            precision=args.precision,
         )
         return report_batch(report) if distributed.rank() == 0 else report.exit_status
     finally:
@@ -69,10 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--get_global", action="store_true", help="write one vector per file")
     args = parser.parse_args(argv)
 
-    def load() -> LoadedModel:
-        return load_variant(args.variant, args.config, config=CONFIG, epoch=args.epoch)
-
-    return extract(args, SEQUENCE_SUFFIXES, load, args.get_global)
+    find = partial(find_variant, args.variant, args.config, config=CONFIG, epoch=args.epoch)
+    return extract(args, SEQUENCE_SUFFIXES, find, args.get_global)
 
 
 if __name__ == "__main__":

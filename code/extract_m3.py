@@ -6,20 +6,16 @@ example: accelerate launch extract_m3.py scores features/scores_m3
 """
 
 import sys
+from functools import partial
 
-from clamplib.models.settings import load_m3_variant
-from clamplib.models.variants import LoadedModel
-from extract_clamp3 import extract, extraction_parser
-from utils import CONFIG
+from clamplib.models.settings import find_m3_variant
+from extract_clamp3 import CONFIG, extract, extraction_parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = extraction_parser(__doc__).parse_args(argv)
-
-    def load() -> LoadedModel:
-        return load_m3_variant(args.variant, args.config, config=CONFIG)
-
-    return extract(args, (".abc", ".mtf"), load)
+    find = partial(find_m3_variant, args.variant, args.config, config=CONFIG)
+    return extract(args, (".abc", ".mtf"), find)
 
 
 if __name__ == "__main__":

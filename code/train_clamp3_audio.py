@@ -7,13 +7,17 @@ examples:
 """
 
 import sys
+from pathlib import Path
 
-from clamplib.training.script import run_training, training_parser
-from utils import CONFIG
+from clamplib.training.options import training_parser
+
+CONFIG = Path(__file__).resolve().with_name("config.py")  # of this clone, wherever the library is installed
 
 
 def main(argv: list[str] | None = None) -> int:
     args = training_parser(__doc__, "audio").parse_args(argv)
+    from clamplib.training.script import run_training  # imports torch, which --help does not need
+
     return run_training(args, CONFIG, "audio")
 
 

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import BertConfig
 
 from clamplib.formats import patchilizer
 from clamplib.models import encoders as models
 from clamplib.models import settings
+from clamplib.models.configs import AnyConfig, read_text_config
 from clamplib.models.encoders import M3Model, M3TokenDecoder
-from clamplib.models.geometry import read_text_config
 from clamplib.models.loss import contrastive_loss
 from clamplib.training.augment import corrupt_patches, remove_instrument_info, select_patches
 
@@ -54,7 +53,7 @@ class M3Patchilizer(patchilizer.M3Patchilizer):
 class M3PatchEncoder(models.M3PatchEncoder):
     """The library's encoder over patches. Its patch size is the configured one by default."""
 
-    def __init__(self, config: BertConfig, patch_size: int = SETTINGS.PATCH_SIZE):
+    def __init__(self, config: AnyConfig, patch_size: int = SETTINGS.PATCH_SIZE):
         super().__init__(config, patch_size)
 
 
@@ -62,8 +61,8 @@ class CLaMP3Model(models.CLaMP3Model):
     """The library's CLaMP 3, of the configured sizes.
 
     Args:
-        audio_config: transformers' config of the encoder over audio features.
-        symbolic_config: transformers' config of the encoder over patches.
+        audio_config: config of the encoder over audio features, by transformers or by the library.
+        symbolic_config: config of the encoder over patches.
         global_rank, world_size: have no effect, because a model finds the other processes by itself.
         text_model_name: a name on the hub or a folder. The text encoder begins with its pretrained weights.
         hidden_size: the size of the joint space.
@@ -72,8 +71,8 @@ class CLaMP3Model(models.CLaMP3Model):
 
     def __init__(
         self,
-        audio_config: BertConfig,
-        symbolic_config: BertConfig,
+        audio_config: AnyConfig,
+        symbolic_config: AnyConfig,
         global_rank: int | None = None,
         world_size: int | None = None,
         text_model_name: str = SETTINGS.TEXT_MODEL_NAME,

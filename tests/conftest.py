@@ -12,7 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from clamplib.models.geometry import Geometry
-from clamplib.models.variants import load_clamp3, load_m3, save_variant
+from clamplib.models.loading import save_variant
+from clamplib.models.variants import load_clamp3, load_m3
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -13,7 +13,8 @@ from clamplib.embedding.collections import open_collection
 from clamplib.embedding.encoder import CLaMP3Encoder
 from clamplib.files import InputError
 from clamplib.formats.mtf import midi_to_mtf
-from clamplib.models.variants import load_clamp3, save_variant
+from clamplib.models.loading import save_variant
+from clamplib.models.variants import load_clamp3
 from clamplib.retrieval.similarity import load_features, load_folders
 
 ROOT = Path(__file__).parents[1]

@@ -158,12 +158,24 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best available)")
 
 
+def add_precision(parser: argparse._ActionsContainer) -> None:
+    """Adds the option that chooses the precision, a name of torch's types."""
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        default="float32",
+        help="in which the model computes; int8 is for CPUs, and docs/speed.md states the error of each "
+        "(default: %(default)s)",
+    )
+
+
 def add_workers(parser: argparse._ActionsContainer) -> None:
     """Adds the option that sets the number of processes."""
     parser.add_argument(
         "--workers",
         type=positive,
-        help="number of processes, here or on Ray; Dask uses all it has (default: one per core)",
+        help="number of processes, here or on Ray; Dask uses all it has "
+        "(default: one per core, or one for few small files)",
     )
 
 

@@ -8,22 +8,21 @@ Takes wav, mp3, flac, ogg, m4a, aac and more, of any sample rate. Each file give
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from clamplib.audio import RECORDING_SUFFIXES, Recording
-from clamplib.audio.mert import MERT_REPO, load_mert
-from clamplib.audio.recordings import encode_recordings
 from clamplib.command import guarded, positive, report_batch
 from clamplib.embedding.folders import input_files, write_features
 from clamplib.files import InputError
 from clamplib.jobs import Outcome
 from clamplib.models import distributed
+from clamplib.models.hub import MERT_REPO
 
 if TYPE_CHECKING:  # this file also works where its folder is not on the path
+    import torch
     from hf_pretrains import HuBERTFeature
 
 EXAMPLES = """examples:
@@ -60,26 +59,38 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser(argv).parse_args(argv)
+    from clamplib.audio.mert import Mert, find_mert  # imports torch, which --help does not need
+    from clamplib.audio.recordings import encode_recordings
+
     try:
         sources = input_files(args.input_path, args.output_path, RECORDING_SUFFIXES)
-        device = distributed.start()
-        mert = load_mert(args.model_path)
-        mert.model.to(device)
-        encode = partial(mert.encode, mean=args.mean_features)
-        batch_size = args.batch_size or mert.batch_size
-        space = {**mert.space, "kind": "mert mean" if args.mean_features else "mert"}
+        distributed.start()
+        found = find_mert(args.model_path)
+        space = {**found.space, "kind": "mert mean" if args.mean_features else "mert"}
+
+        @cache
+        def load() -> Mert:
+            mert = found.load()
+            mert.model.to(distributed.own_device())
+            return mert
 
         def outcomes(recordings: Sequence[Recording]) -> Iterator[Outcome]:
-            return encode_recordings(recordings, mert.read, encode, batch_size=batch_size, workers=args.num_workers)
+            if not recordings:
+                return
+            mert = load()
+            encode = partial(mert.encode, mean=args.mean_features)
+            batch_size = args.batch_size or mert.batch_size
+            options = {"batch_size": batch_size, "workers": args.num_workers}
+            yield from encode_recordings(recordings, mert.read, encode, **options)
 
-        report = write_features(outcomes, sources, args.input_path, args.output_path, space)
+        report = write_features(outcomes, sources, args.input_path, args.output_path, space, load=load)
         return report_batch(report) if distributed.rank() == 0 else report.exit_status
     finally:
         distributed.stop()
 
 
 def mert_infr_features(
-    feature_extractor: "HuBERTFeature", audio_file: Recording, device: torch.device | str | None = None
+    feature_extractor: "HuBERTFeature", audio_file: Recording, device: "torch.device | str | None" = None
 ) -> np.ndarray:
     """Computes the features that this script writes for one recording without --mean_features.
 
@@ -94,6 +105,8 @@ def mert_infr_features(
     Raises:
         InputError: the recording cannot be read, or it is too short.
     """
+    from clamplib.audio.recordings import encode_recordings
+
     feature_extractor.to(device)
     mert = feature_extractor.mert
     read = partial(mert.read, normalize=feature_extractor.processor_normalize)

@@ -18,7 +18,7 @@ SIZES = SimpleNamespace(patch_length=4, max_audio_length=4)
 class Busy:
     """An encoder whose first call waits. The vector of a text is its length and 1."""
 
-    loaded = SimpleNamespace(geometry=SIZES)
+    geometry = SIZES
 
     def __init__(self):
         self.batches, self.entered, self.release = [], threading.Event(), threading.Event()

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import torch
 
 from clamplib.embedding import cache as cache_module
 from clamplib.embedding import collections as library_module
+from clamplib.embedding import saving
 from clamplib.embedding.cache import VectorCache
 from clamplib.embedding.collections import (
     Collection,
@@ -32,7 +34,7 @@ from clamplib.embedding.reading import IMAGE_SUFFIXES, SUFFIXES
 from clamplib.files import InputError
 from clamplib.formats.score_files import Tune
 from clamplib.models import settings
-from clamplib.models.variants import LoadedModel
+from clamplib.models.loading import LoadedModel
 from clamplib.retrieval.index import ExactIndex
 from clamplib.retrieval.similarity import normalize
 
@@ -107,7 +109,9 @@ def test_sources_are_files_and_tunes(folder):
         find_sources(folder / "gone")
 
 
-def test_every_file_gets_a_vector_or_a_reason(encoder, folder):
+@pytest.mark.parametrize("at_once", [1, 2, 4096])
+def test_every_file_gets_a_vector_or_a_reason(encoder, folder, at_once, monkeypatch):
+    monkeypatch.setattr(library_module, "TAKEN_AT_ONCE", at_once)
     library = embed(encoder, folder)
     assert names(library, folder) == GOOD and len(library) == 7
     np.testing.assert_allclose(
@@ -226,8 +230,7 @@ def replace_weights(loaded: LoadedModel) -> LoadedModel:
     return replace(loaded, model=model, space={**loaded.space, "weights_sha256": "0" * 64})
 
 
-def test_an_interrupted_run_keeps_what_was_done(encoder, folder, cache, seen, monkeypatch):
-    monkeypatch.setattr(library_module, "KEPT_AT_ONCE", 2)
+def test_an_interrupted_run_keeps_what_was_done(encoder, folder, cache, seen):
     sources = find_sources(folder / "sub dir")
     run = embed_each(encoder, sources, cache=cache)
     done = {number for number, _, _ in itertools.islice(run, 2)}
@@ -236,23 +239,68 @@ def test_an_interrupted_run_keeps_what_was_done(encoder, folder, cache, seen, mo
     assert len(done) == 2 and seen[1:] == [[str(sources[n]) for n in sorted({0, 1, 2, 3} - done)]]
 
 
-def test_a_killed_process_keeps_what_was_done(tiny_variant, folder, cache, seen, encoder):
-    code = """
-import itertools, os, sys
+INTERRUPTED = """
+import sys, time
 from clamplib.embedding import collections as library
 from clamplib.embedding.cache import VectorCache
 from clamplib.embedding.encoder import CLaMP3Encoder
+from clamplib.retrieval.index import ExactIndex
 
-library.KEPT_AT_ONCE = 2
-encoder = CLaMP3Encoder.from_pretrained(sys.argv[1], "cpu")
-sources = library.find_sources(sys.argv[2])
-list(itertools.islice(library.embed_each(encoder, sources, cache=VectorCache(sys.argv[3])), 2))
-os._exit(1)
+encode_each = CLaMP3Encoder.encode_each
+
+def two_and_one_that_takes_long(self, *args, **options):
+    outcomes = encode_each(self, *args, **options)
+    yield next(outcomes)
+    yield next(outcomes)
+    time.sleep(600)
+
+CLaMP3Encoder.encode_each = two_and_one_that_takes_long
+variant, folder, cache, index = sys.argv[1:]
+encoder = CLaMP3Encoder.from_pretrained(variant, "cpu")
+index = ExactIndex(index, encoder.space, encoder.dimension)
+library.update_index(encoder, library.find_sources(folder), index, folder, cache=VectorCache(cache), progress=False)
 """
-    command = [sys.executable, "-W", "error", "-c", code, tiny_variant, folder / "sub dir", cache.path]
-    assert subprocess.run(command).returncode == 1
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_stopped_has_kept_what_was_done(tiny_variant, encoder, folder, cache, index, seen, kind):
+    command = [sys.executable, "-c", INTERRUPTED, tiny_variant, folder / "sub dir", cache.path, index.location]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        while len(cache.get(index.keys())) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.send_signal(kind)
+    assert process.wait() != 0
     embed(encoder, folder / "sub dir", cache=cache)
-    assert len(seen[0]) == 2
+    assert len(seen[0]) == 2 and update(encoder, index, folder / "sub dir", cache=cache).changed == 2
+    whole = ExactIndex(Path(index.location).with_name("whole"), encoder.space, encoder.dimension)
+    update(encoder, whole, folder / "sub dir")
+    assert set(index.records()) == set(whole.records())
+    found, expected = index.vectors(index.keys()), whole.vectors(whole.keys())
+    for key in expected:
+        np.testing.assert_allclose(found[key], expected[key], atol=1e-5)
+
+
+def test_vectors_are_committed_together(encoder, tmp_path, cache, index, monkeypatch):
+    """A commit per vector would take longer than a small model."""
+    monkeypatch.setattr(saving, "SAVE_SECONDS", 1000)
+    monkeypatch.setattr(saving, "SAVED_AT_ONCE", 40)
+    monkeypatch.setattr(library_module, "TAKEN_AT_ONCE", 30)
+    monkeypatch.setattr(
+        CLaMP3Encoder, "encode_each", lambda self, items, **_: ((n, np.eye(1, 96, n), None) for n in range(len(items)))
+    )
+    for number in range(90):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+    put, upserted = [], []
+    upsert = ExactIndex.upsert
+    monkeypatch.setattr(VectorCache, "put", lambda self, vectors: put.append(len(vectors)))
+    monkeypatch.setattr(
+        ExactIndex, "upsert", lambda self, rows, vectors: upserted.append(len(rows)) or upsert(self, rows, vectors)
+    )
+    assert update(encoder, index, tmp_path, cache=cache).changed == 90
+    assert put == upserted == [40, 40, 10] and len(index) == 90
 
 
 @pytest.fixture
@@ -356,20 +404,26 @@ def test_what_an_index_cannot_hold_does_not_stop_the_others(encoder, folder, ind
 
 
 def test_an_interrupted_update_keeps_what_was_done(encoder, folder, index, seen, monkeypatch):
-    monkeypatch.setattr(library_module, "KEPT_AT_ONCE", 2)
-    upsert = ExactIndex.upsert
-    calls = itertools.count()
+    encode_each = CLaMP3Encoder.encode_each
 
-    def interrupted(self, records, vectors):
-        if next(calls):
-            raise KeyboardInterrupt
-        upsert(self, records, vectors)
+    def interrupted(self, *args, **options):
+        yield from itertools.islice(encode_each(self, *args, **options), 2)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ExactIndex, "upsert", interrupted)
+        patch.setattr(CLaMP3Encoder, "encode_each", interrupted)
         update(encoder, index, folder / "sub dir")
     assert len(index) == 2 and update(encoder, index, folder / "sub dir").changed == 2
     assert len(seen[-1]) == 2
+
+
+def test_an_index_that_cannot_be_written_ends_the_update(encoder, folder, index, monkeypatch):
+    def full(self, records, vectors):
+        raise InputError("vectors.f32: expected to write vectors, could not")
+
+    monkeypatch.setattr(ExactIndex, "upsert", full)
+    with pytest.raises(InputError, match="expected to write vectors"):
+        update(encoder, index, folder)
 
 
 def test_a_collection_is_embedded_or_taken_as_it_is(encoder, folder, tmp_path, seen):

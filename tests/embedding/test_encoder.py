@@ -26,8 +26,9 @@ from clamplib.embedding.encoding import encode_audio, encode_scores, encode_text
 from clamplib.embedding.reading import Waveform, read_item
 from clamplib.files import InputError
 from clamplib.formats.score_files import list_tunes
-from clamplib.models import settings, variants
+from clamplib.models import settings
 from clamplib.models.encoders import CLaMP3Model
+from clamplib.models.loading import LoadedModel, save_variant
 from clamplib.models.variants import load_clamp3
 
 TUNE = "X:1\nT:A tune\nM:4/4\nL:1/8\nK:C\nCDEF GABc|c8|]\n"
@@ -43,7 +44,7 @@ def hearing_variant(tmp_path_factory, tiny_variant) -> Path:
     geometry = replace(tiny.geometry, audio_hidden_size=64)
     torch.manual_seed(0)
     model = CLaMP3Model.from_geometry(geometry).eval()
-    variants.save_variant(folder, model, tiny.tokenizer, geometry)
+    save_variant(folder, model, tiny.tokenizer, geometry)
     return folder
 
 
@@ -396,7 +397,7 @@ def test_save_pretrained_gives_the_same_vectors(encoder, items, tmp_path):
 
 
 def test_save_pretrained_rounds_to_half_precision(tiny_clamp3, tiny_tokenizer, tiny_geometry, tmp_path):
-    whole = CLaMP3Encoder(variants.LoadedModel(tiny_clamp3, tiny_tokenizer, tiny_geometry, {}), device="cpu")
+    whole = CLaMP3Encoder(LoadedModel(tiny_clamp3, tiny_tokenizer, tiny_geometry, {}), device="cpu")
     whole.save_pretrained(tmp_path)
     saved = CLaMP3Encoder.from_pretrained(tmp_path, device="cpu")
     np.testing.assert_allclose(saved.encode(["a jig", TUNE]), whole.encode(["a jig", TUNE]), atol=1e-3)
@@ -423,7 +424,7 @@ class Hub:
 
 def test_push_to_hub_and_back(encoder, tmp_path, monkeypatch):
     hub = Hub(tmp_path)
-    monkeypatch.setattr(encoder_module.huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     assert encoder.push_to_hub("me/tiny", private=True) == "https://hub/me/tiny"
     assert hub.calls == [("create", "me/tiny", True, True), ("upload", "me/tiny", None)]
     assert not hub.uploaded.exists()

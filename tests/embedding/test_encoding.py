@@ -83,10 +83,12 @@ def test_segments_are_joined_by_hand():
         return (inputs[..., 0] * masks).sum(1, keepdim=True) / masks.sum(1, keepdim=True)
 
     rows = np.arange(5, dtype=np.float32)[:, None]
-    pooled = Encoder(mean, max_length=4, pooled=True, device=torch.device("cpu"))
+    pooled = Encoder(mean, max_length=4, hidden_size=2, pooled=True, device=torch.device("cpu"))
     # segments 0 1 2 3 and 1 2 3 4: means 1.5 and 2.5, weights 4 and 1
     np.testing.assert_allclose(encode(pooled, [rows])[0], [[(4 * 1.5 + 2.5) / 5]])
-    states = Encoder(lambda inputs, masks: inputs, max_length=4, pooled=False, device=torch.device("cpu"))
+    states = Encoder(
+        lambda inputs, masks: inputs, max_length=4, hidden_size=2, pooled=False, device=torch.device("cpu")
+    )
     short, long = encode(states, [rows[:2], rows])
     np.testing.assert_array_equal(short, rows[None, :2])
     np.testing.assert_array_equal(long, rows[None])

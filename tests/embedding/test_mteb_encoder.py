@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from clamplib.audio.spectral import RATE
 from clamplib.embedding.encoder import CLaMP3Encoder
 from clamplib.files import InputError
-from clamplib.models.variants import save_variant
+from clamplib.models.loading import save_variant
 from recipes.mini.render import MERLIN, render
 
 with pytest.MonkeyPatch.context() as patch:  # mteb makes the folder of its cache when it is imported

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clamplib.files import InputError
-from clamplib.models import checkpoints
+from clamplib.models import hub
 from clamplib.models.checkpoints import (
     check_weights,
     load_checkpoint,
@@ -15,8 +15,8 @@ from clamplib.models.checkpoints import (
     read_shapes,
     read_weights,
     save_checkpoint,
-    weights_sha256,
 )
+from clamplib.models.hub import weights_sha256
 
 
 def assert_equal_states(found, expected, **tolerance):
@@ -90,7 +90,7 @@ def test_the_hash_of_a_large_file_is_kept_until_it_changes(tmp_path, monkeypatch
     path.write_bytes(b"one")
     small = weights_sha256(path)
     assert not kept.exists()
-    monkeypatch.setattr(checkpoints, "HASHED_AT_ONCE", 1)
+    monkeypatch.setattr(hub, "HASHED_AT_ONCE", 1)
     assert weights_sha256(path) == small
     assert kept.exists()
     kept.write_text(kept.read_text().replace(small, "0" * 64))

@@ -12,7 +12,7 @@ from test_checkpoints import assert_equal_states
 
 from clamplib.embedding.reading import BLIP_REPO
 from clamplib.files import InputError, sha256
-from clamplib.models import checkpoints
+from clamplib.models import hub as models_hub
 from clamplib.models.geometry import Geometry
 from clamplib.models.hub import CLAMP3_REPO, MERT_REPO, PUBLISHED, SHA256, PublishedFile, fetch_file
 from clamplib.models.variants import load_clamp3, load_m3
@@ -118,7 +118,7 @@ def test_the_hub_is_not_asked_for_what_is_here(hub, tiny_variant, tmp_path, monk
 
 @pytest.mark.parametrize("size", [1, 100_000_000])
 def test_a_damaged_download_is_named(hub, tmp_path, monkeypatch, size):
-    monkeypatch.setattr(checkpoints, "HASHED_AT_ONCE", size)
+    monkeypatch.setattr(models_hub, "HASHED_AT_ONCE", size)
     folder, _ = hub
     blob = (folder / "model.safetensors").resolve()
     whole = blob.read_bytes()

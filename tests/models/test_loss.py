@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from clamplib.models.loss import contrastive_loss, equal_rows
 
@@ -71,8 +72,22 @@ def test_unequal_sides_and_masks_are_refused():
         contrastive_loss(text, music, same=torch.zeros(5, 4, dtype=torch.bool))
 
 
+class Largest(TorchFunctionMode):
+    """Notes the number of elements of the largest tensor that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.count = max(self.count, result.numel())
+        return result
+
+
 def run_rank(rank, bounds, store, results):
-    """One process's share of the rows: its loss, and the gradient on a weight that all processes share."""
+    """One process's share of the rows: its loss, the gradient on a weight of all processes, and the largest tensor."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(bounds))
     rows = slice(*bounds[rank])
     text, music = (features[rows] for features in make_features())
@@ -80,7 +95,9 @@ def run_rank(rank, bounds, store, results):
     same = equal_rows(TEXTS[rows, None])
     loss = contrastive_loss(text @ weight, music @ weight, 2.0, same)
     loss.backward()
-    torch.save((loss.detach(), weight.grad), f"{results}/{rank}.pt")
+    with Largest() as largest:
+        contrastive_loss(text[:, :1], music[:, :1], 2.0, same)  # features of one number, so that logits are the largest
+    torch.save((loss.detach(), weight.grad, largest.count), f"{results}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -88,10 +105,11 @@ def run_rank(rank, bounds, store, results):
 def test_processes_together_have_the_loss_and_gradient_of_one(tmp_path):
     bounds = [(0, 3), (3, 5)]
     mp.spawn(run_rank, (bounds, tmp_path / "store", tmp_path), nprocs=2)
-    losses, grads = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
+    losses, grads, largest = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
     weight = torch.eye(8).requires_grad_()
     text, music = make_features()
     expected = contrastive_loss(text @ weight, music @ weight, 2.0, equal_rows(TEXTS[:, None]))
     expected.backward()
     torch.testing.assert_close(sum(losses) / 2, expected.detach())
     torch.testing.assert_close(sum(grads) / 2, weight.grad)  # as distributed training averages them
+    assert largest == (3 * 5, 2 * 5)  # each process has the logits of its own rows alone

@@ -145,7 +145,7 @@ def _write_variant(seeds: Path, folder: Path) -> None:
 
     from clamplib.models.encoders import CLaMP3Model
     from clamplib.models.geometry import Geometry
-    from clamplib.models.variants import save_variant
+    from clamplib.models.loading import save_variant
 
     torch.manual_seed(0)
     geometry = Geometry(

@@ -19,6 +19,7 @@ from clamplib.command import (
     add_backend,
     add_device,
     add_limits,
+    add_precision,
     add_variant,
     add_verbose,
     add_workers,
@@ -193,6 +194,7 @@ def _add_command(commands: argparse._SubParsersAction, name: str, text: str, exa
     add_verbose(common)
     add_variant(common)
     add_device(common)
+    add_precision(common)
     add_workers(common)
     add_limits(common)
     common.add_argument(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from clamplib.app.demo import TUNES, run_demo
 from clamplib.command import limits_of, report_left_out
@@ -248,6 +249,7 @@ def serve(args: argparse.Namespace) -> Answer:
     collection = embed_sources(encoder, sources, args.folder, cache=_open_cache(args), workers=args.workers)
     check_found(collection, args.folder)
     report_left_out(failure["error"] for failure in collection.failures)
+    _ = encoder.loaded  # so that the first query does not wait for it
     port = web.PORT if args.port is None else args.port
     web.serve_page(encoder, collection, args.folder, host=args.host, port=port, open_browser=args.open)
     return Answer("stopped", {"stopped": True})
@@ -276,8 +278,14 @@ COMMANDS = {
 
 def _load_encoder(args: argparse.Namespace) -> CLaMP3Encoder:
     """Loads the encoder that the common options choose."""
-    options = {"device": args.device, "captioner": args.images, "limits": limits_of(args)}
-    return CLaMP3Encoder.from_pretrained(args.variant, **options)
+    return CLaMP3Encoder.from_pretrained(
+        args.variant,
+        device=args.device,
+        dtype=None if args.precision == "float32" else getattr(torch, args.precision),
+        captioner=args.images,
+        limits=limits_of(args),
+        load_now=False,
+    )
 
 
 def _open_cache(args: argparse.Namespace) -> VectorCache | None:

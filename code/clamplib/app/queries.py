@@ -33,7 +33,7 @@ class Queries:
     """The queue of the queries that wait for the model. It belongs to one event loop."""
 
     def __init__(self, encoder: "CLaMP3Encoder"):
-        geometry = encoder.loaded.geometry
+        geometry = encoder.geometry
         self._encoder = encoder
         self._lengths = {"symbolic": geometry.patch_length, "audio": geometry.max_audio_length}  # of a segment
         self._waiting: deque[_Waiting] = deque()

@@ -14,19 +14,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from huggingface_hub.errors import EntryNotFoundError
-from transformers import HubertConfig, HubertModel
 
 from clamplib import __version__
 from clamplib.audio import WINDOW_SECONDS, Recording, recording_name
 from clamplib.audio.decoding import windows
 from clamplib.files import InputError, cause_of, read_object, show
-from clamplib.models.checkpoints import check_bytes, check_shapes, load_weights, read_weights, weights_sha256
-from clamplib.models.geometry import CONFIG_NAME, check_sizes
-from clamplib.models.hub import MERT_REPO, fetch_file, fetching
+from clamplib.models.checkpoints import check_bytes, check_shapes, load_weights, read_weights
+from clamplib.models.configs import CONFIG_NAME, check_sizes
+from clamplib.models.hub import MERT_REPO, fetch_file, fetching, weights_sha256
+
+if TYPE_CHECKING:
+    from transformers import HubertModel
 
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")  # the first one that is there
 DEFAULT_RATE, MAX_RATE = 24_000, 384_000  # Hz; the first if config.json names none
@@ -57,7 +60,7 @@ class Mert:
         space: what identifies its features; see `clamplib.space`.
     """
 
-    model: HubertModel
+    model: "HubertModel"
     rate: int
     space: dict
 
@@ -114,6 +117,40 @@ class Mert:
         return CPU_WINDOWS if self.model.device.type == "cpu" else GPU_WINDOWS
 
 
+@dataclass(frozen=True)
+class FoundMert:
+    """MERT whose weights are not read yet.
+
+    Attributes:
+        config_path: the file of its sizes.
+        path: the file of its weights.
+        rate: the sample rate in Hz that it expects.
+        space: what identifies its features; see `clamplib.space`. Its geometry are the sizes.
+    """
+
+    config_path: Path
+    path: Path
+    rate: int
+    space: dict
+
+    def load(self) -> Mert:
+        """Reads the weights. Errors are those of `load_mert`."""
+        from transformers import HubertConfig, HubertModel
+
+        path = self.path
+        try:
+            with torch.device("meta"):  # takes no memory
+                model = HubertModel(HubertConfig(**self.space["geometry"]))
+        except Exception as error:  # transformers, huggingface_hub and torch raise a dozen kinds
+            name = show(self.config_path)
+            raise InputError(f"{name}: expected the sizes of a MERT model ({cause_of(error)})") from error
+        state = _in_new_names(read_weights(path))
+        check_shapes(model, {name: list(value.shape) for name, value in state.items()}, path)
+        check_bytes(model, path)
+        load_weights(model.to_empty(device="cpu"), state, path)
+        return Mert(model.float().eval(), self.rate, self.space)
+
+
 def load_mert(model_path: str | Path = MERT_REPO) -> Mert:
     """Loads MERT.
 
@@ -125,26 +162,29 @@ def load_mert(model_path: str | Path = MERT_REPO) -> Mert:
         InputError: the config needs what HubertModel lacks, or the weights are damaged or differ from the config in
             a name or a shape.
     """
+    return find_mert(model_path).load()
+
+
+def find_mert(model_path: str | Path = MERT_REPO) -> FoundMert:
+    """Finds the weights of MERT, and reads their config.
+
+    Args:
+        model_path: a folder of weights, or its name on the hub.
+
+    Raises:
+        FileNotFoundError: the weights are not there and cannot be fetched; the message says what to do.
+        InputError: the config is damaged, or needs what HubertModel lacks.
+    """
     config_path, path = _find_files(model_path)
     config = _read_config(config_path)
-    sizes = {name: config[name] for name in SIZES if name in config}
-    try:
-        with torch.device("meta"):  # takes no memory
-            model = HubertModel(HubertConfig(**sizes))
-    except Exception as error:  # transformers, huggingface_hub and torch raise a dozen kinds
-        raise InputError(f"{show(config_path)}: expected the sizes of a MERT model ({cause_of(error)})") from error
-    state = _in_new_names(read_weights(path))
-    check_shapes(model, {name: list(value.shape) for name, value in state.items()}, path)
-    check_bytes(model, path)
-    load_weights(model.to_empty(device="cpu"), state, path)
     space = {
         "kind": "mert",
         "variant": str(model_path),
         "weights_sha256": weights_sha256(path),
-        "geometry": sizes,
+        "geometry": {name: config[name] for name in SIZES if name in config},
         "library": __version__,
     }
-    return Mert(model.float().eval(), config.get("sample_rate", DEFAULT_RATE), space)
+    return FoundMert(config_path, path, config.get("sample_rate", DEFAULT_RATE), space)
 
 
 def _read_windows(recording: Recording, rate: int, shortest: int, normalize: bool = True) -> Iterator[np.ndarray]:

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from clamplib.database import Database, cache_folder, path_name
+from clamplib.embedding.saving import Saver
 from clamplib.files import InputError, file_state, sha256
 
+HASHED_AT_ONCE = 4096  # files whose states and old hashes are in memory together
 SETTLED_SECONDS = 2  # a file that changed this recently may change again and keep its times
 
 TABLES = """
@@ -41,8 +43,16 @@ class VectorCache(Database):
         Returns:
             Hashes by path. Files that cannot be read are left out.
         """
+        paths = list(map(os.fspath, paths))
+        hashes = {}
+        with Saver(lambda rows: self.write("REPLACE INTO contents VALUES (?, ?, ?)", rows)) as saver:
+            for start in range(0, len(paths), HASHED_AT_ONCE):
+                hashes |= self._hashes(paths[start : start + HASHED_AT_ONCE], saver)
+        return hashes
+
+    def _hashes(self, paths: list[str], saver: Saver) -> dict[str, str]:
         states = {}
-        for path in map(os.fspath, paths):
+        for path in paths:
             if state := file_state(path):
                 states[path] = state
         kept = {}
@@ -51,7 +61,6 @@ class VectorCache(Database):
         ):
             kept[name] = (state, content)
         hashes = {}
-        changed = []
         for path, state in states.items():
             name = path_name(path)
             kept_state, content = kept.get(name, (None, None))
@@ -64,9 +73,8 @@ class VectorCache(Database):
                     continue
                 settled = max(stat.st_mtime, stat.st_ctime) < began - SETTLED_SECONDS
                 if settled and file_state(path) == state:
-                    changed.append((name, state, content))
+                    saver.add((name, state, content))
             hashes[path] = content
-        self.write("REPLACE INTO contents VALUES (?, ?, ?)", changed)
         return hashes
 
     def get(self, keys: Iterable[str]) -> dict[str, np.ndarray]:

@@ -19,9 +19,9 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 
 from clamplib.embedding.reading import BLIP_REPO
 from clamplib.files import InputError, cause_of, read_object, show
-from clamplib.models.checkpoints import check_bytes, read_shapes, weights_sha256
-from clamplib.models.geometry import CONFIG_NAME, check_sizes
-from clamplib.models.hub import fetch_folder, fetching
+from clamplib.models.checkpoints import check_bytes, read_shapes
+from clamplib.models.configs import CONFIG_NAME, check_sizes
+from clamplib.models.hub import fetch_folder, fetching, weights_sha256
 
 try:
     from PIL import Image, ImageOps

@@ -4,7 +4,6 @@ A file of many tunes is as many sources (see score_files.Tune). A vector is foun
 kind of file, the tune in it, and all that made the vector.
 """
 
-import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from clamplib.embedding.cache import VectorCache
 from clamplib.embedding.encoder import CLaMP3Encoder
 from clamplib.embedding.folders import input_files, write_features
 from clamplib.embedding.reading import BLIP_REPO, FEATURE_SUFFIXES, SUFFIXES, is_recording, modality_of
+from clamplib.embedding.saving import Saver
 from clamplib.files import InputError, file_state, key, sha256, show, walk
 from clamplib.formats.score_files import Tune, list_tunes
 from clamplib.jobs import Outcome, Report, run_jobs
@@ -29,7 +29,7 @@ from clamplib.retrieval.index import Index, Record
 from clamplib.retrieval.similarity import Features, load_features, normalize
 from clamplib.space import check_same_space, read_space
 
-KEPT_AT_ONCE = 16  # vectors; an interrupted run loses few
+TAKEN_AT_ONCE = 1024  # vectors that are taken from the cache or an index together
 FILES_A_JOB = 32  # on a cluster
 LOADING = Lock()  # a worker of Dask is many threads
 
@@ -53,10 +53,14 @@ class Collection:
         failures: Sequence[dict[str, str]] = (),
         space: dict | None = None,
     ) -> "Collection":
-        """The collection of sources with their vectors [N, D], whose keys begin below `root` if there is one."""
+        """The collection of sources with their vectors [N, D], whose keys begin below `root` if there is one.
+
+        The vectors are scaled in place, so that there is one matrix.
+        """
         paths = aliases(sources)
         keys = [key(path, path.anchor if root is None else root) for path in paths]
-        return cls(list(sources), Features(keys, *normalize(vectors), paths, [], space), list(failures))
+        matrix, lengths = normalize(vectors, in_place=True)
+        return cls(list(sources), Features(keys, matrix, lengths, paths, [], space), list(failures))
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -116,18 +120,21 @@ def embed_sources(
         backend: "ray" or "dask" sends the files to the cluster, whose every process loads the model. The files must lie
             where all can read them.
     """
-    found, failures = {}, []
+    vectors, failures = np.empty((len(sources), encoder.dimension), np.float32), []
+    embedded = np.zeros(len(sources), bool)
     outcomes = embed_each(encoder, sources, cache=cache, workers=workers, backend=backend)
     for number, vector, error in tqdm(outcomes, total=len(sources), unit="file", disable=not progress):
         if error:
             failures.append({"file": str(sources[number]), "error": error})
         else:
-            found[number] = vector
-    order = sorted(found)
-    embedded = [sources[number] for number in order]
-    vectors = np.stack([found[number] for number in order]) if order else np.empty((0, encoder.dimension), np.float32)
+            vectors[number], embedded[number] = vector, True
+    order = np.flatnonzero(embedded)
+    if failures:  # the rows move up, without a second matrix
+        for start in range(0, len(order), TAKEN_AT_ONCE):
+            part = order[start : start + TAKEN_AT_ONCE]
+            vectors[start : start + len(part)] = vectors[part]
     failures.sort(key=lambda failure: failure["file"])
-    return Collection.of(embedded, vectors, root, failures, encoder.space)
+    return Collection.of([sources[n] for n in order], vectors[: len(order)], root, failures, encoder.space)
 
 
 def embed_each(
@@ -148,27 +155,31 @@ def embed_each(
     Yields:
         Outcomes whose value is the vector float32 [D].
     """
-    if fingerprints is None:
-        fingerprints = read_fingerprints(encoder, sources, cache) if cache else {}
-    keys = {number: fingerprint.key for number, fingerprint in fingerprints.items()}
-    known = cache.get(set(keys.values())) if cache else {}
-    ready = {number: known[name] for number, name in keys.items() if name in known}
-    for number, vector in ready.items():
-        yield Outcome(number, vector)
-    missing = [number for number in range(len(sources)) if number not in ready]
+    missing: dict[int, Fingerprint | None] = {}
+    for start in range(0, len(sources), TAKEN_AT_ONCE):
+        part = sources[start : start + TAKEN_AT_ONCE]
+        if fingerprints is not None:
+            found = {place: fingerprints.get(start + place) for place in range(len(part))}
+        else:
+            found = read_fingerprints(encoder, part, cache) if cache else {}
+        known = cache.get({fingerprint.key for fingerprint in found.values() if fingerprint}) if cache else {}
+        for number in range(start, start + len(part)):
+            fingerprint = found.get(number - start)
+            if fingerprint and fingerprint.key in known:
+                yield Outcome(number, known[fingerprint.key])
+            else:
+                missing[number] = fingerprint
     encoded = _encode(encoder, [sources[number] for number in missing], workers, backend)
-    while some := list(itertools.islice(encoded, KEPT_AT_ONCE)):
-        outcomes, new = [], {}
-        for place, vector, error in some:
-            number = missing[place]
-            if number in fingerprints and file_state(sources[number]) != fingerprints[number].state:
+    numbers = list(missing)
+    with Saver(lambda vectors: cache.put(dict(vectors))) as saver:
+        for place, vector, error in encoded:
+            number = numbers[place]
+            fingerprint = missing[number]
+            if fingerprint and file_state(sources[number]) != fingerprint.state:
                 vector, error = None, f"{show(sources[number])}: changed while it was read; run it again"
-            if vector is not None and number in keys:
-                new[keys[number]] = vector
-            outcomes.append(Outcome(number, vector, error))
-        if cache:
-            cache.put(new)
-        yield from outcomes
+            if cache and fingerprint and vector is not None:
+                saver.add((fingerprint.key, vector))
+            yield Outcome(number, vector, error)
 
 
 def embed_folder(
@@ -209,7 +220,8 @@ def embed_folder(
         for number, vector, error in embed_each(encoder, wanted, cache=cache, workers=workers, backend=backend):
             yield Outcome(number, None if error else vector[None], error)
 
-    return write_features(outcomes, sources, folder, output, space, progress=progress)
+    load = (lambda: encoder.loaded) if temporal else None
+    return write_features(outcomes, sources, folder, output, space, load=load, progress=progress)
 
 
 def embed_pair(
@@ -223,7 +235,7 @@ def embed_pair(
     Raises:
         InputError: nothing of one of the two can be embedded.
     """
-    encoder, cache = CLaMP3Encoder.from_pretrained(variant, captioner=BLIP_REPO), VectorCache()
+    encoder, cache = CLaMP3Encoder.from_pretrained(variant, captioner=BLIP_REPO, load_now=False), VectorCache()
     both = []
     for path in (query, references):
         opened = open_collection(encoder, path, cache=cache)
@@ -294,10 +306,15 @@ def update_index(
     failed |= {number: refusal for number, record in records.items() if (refusal := index.refusal(record))}
     known = set(index.records())
     changed = {n: record for n, record in records.items() if n not in failed and record not in known}
-    ready = index.vectors({record.key for record in changed.values()})
-    if moved := [record for record in changed.values() if record.key in ready]:
-        index.upsert(moved, np.stack([ready[record.key] for record in moved]))
-    new = [number for number, record in changed.items() if record.key not in ready]
+    del known  # which takes as much memory as some vectors
+    numbers, new = list(changed), []
+    for start in range(0, len(numbers), TAKEN_AT_ONCE):
+        part = numbers[start : start + TAKEN_AT_ONCE]
+        ready = index.vectors({records[number].key for number in part})
+        moved = [records[number] for number in part if records[number].key in ready]
+        if moved:
+            index.upsert(moved, np.stack([ready[record.key] for record in moved]))
+        new += [number for number in part if records[number].key not in ready]
     outcomes = embed_each(
         encoder,
         [sources[number] for number in new],
@@ -319,12 +336,18 @@ def update_index(
 
 def _upsert_each(index: Index, records: Sequence[Record], outcomes: Iterable[tuple]) -> dict[int, str]:
     """Puts the vectors of `embed_each` into an index as they come; why the others have none, by their numbers."""
-    outcomes, errors = iter(outcomes), {}
-    while some := list(itertools.islice(outcomes, KEPT_AT_ONCE)):
-        errors |= {number: error for number, _, error in some if error}
-        if embedded := [(records[number], vector) for number, vector, error in some if not error]:
-            own, vectors = zip(*embedded, strict=True)
-            index.upsert(own, normalize(np.stack(vectors))[0])
+
+    def save(embedded: list[tuple[int, np.ndarray]]) -> None:
+        vectors = np.stack([vector for _, vector in embedded])
+        index.upsert([records[number] for number, _ in embedded], normalize(vectors, in_place=True)[0])
+
+    errors = {}
+    with Saver(save) as saver:
+        for number, vector, error in outcomes:
+            if error:
+                errors[number] = error
+            else:
+                saver.add((number, vector))
     return errors
 
 

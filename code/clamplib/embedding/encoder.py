@@ -12,7 +12,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import huggingface_hub
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -38,13 +37,15 @@ from clamplib.embedding.reading import (
 from clamplib.files import InputError, show
 from clamplib.jobs import LIMITS, Limits, Outcome, run_in_turn
 from clamplib.models import distributed
-from clamplib.models.settings import VARIANT_VARIABLE, load_variant
-from clamplib.models.variants import LoadedModel, save_variant
+from clamplib.models.geometry import Geometry
+from clamplib.models.loading import LoadedModel, save_variant
+from clamplib.models.settings import VARIANT_VARIABLE, find_variant
+from clamplib.models.variants import FoundModel
 from clamplib.retrieval.similarity import normalize, search, unit_mean
 from clamplib.space import front_of
 
 if TYPE_CHECKING:  # extras: text, scores and MIDI do without them
-    from clamplib.audio.mert import Mert
+    from clamplib.audio.mert import FoundMert, Mert
     from clamplib.embedding.captions import Captioner
 
 SLOW_CHUNK = 8  # items that another model works on first, encoded together: an interruption costs little
@@ -59,7 +60,7 @@ class CLaMP3Encoder:
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        loaded: LoadedModel | FoundModel,
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -67,21 +68,31 @@ class CLaMP3Encoder:
         captioner: str | Path | None = None,
         limits: Limits | None = LIMITS,
     ):
-        """Takes a loaded model; `from_pretrained` loads one.
+        """Takes a model; `from_pretrained` loads one.
 
         Args:
+            loaded: the model. One that is only found is loaded when it is needed.
             device: where the model runs; None: the best device there is.
-            dtype: torch.bfloat16 or torch.float16 for mixed precision.
+            dtype: torch.bfloat16 or torch.float16 for mixed precision, or torch.int8, which is for CPUs.
             mert: weights of MERT for recordings, a folder or a name on the hub; None: the published ones.
             captioner: weights of BLIP, which writes the captions that images are encoded by; None: images are refused.
             limits: of time and memory for reading one file; None: none.
         """
-        self.loaded, self.dtype = loaded, dtype
+        self._model, self.dtype = loaded, dtype
         self._mert_path, self._captioner_path = mert, captioner
-        self.device = torch.device(device) if device else distributed.best_device()
-        loaded.model.to(self.device)
+        self.device = torch.device(device) if device else distributed.own_device()
         self.pretrained: tuple = ()  # how `from_pretrained` makes the same encoder in another process
         self._reader = Reader(loaded.geometry, limits)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The model, on the encoder's device."""
+        return self._model.load().prepare(self.device, self.dtype)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The sizes of the model."""
+        return self._model.geometry
 
     @classmethod
     def from_pretrained(
@@ -95,6 +106,7 @@ class CLaMP3Encoder:
         mert: str | Path | None = None,
         captioner: str | Path | None = None,
         limits: Limits | None = LIMITS,
+        load_now: bool = True,
     ) -> "CLaMP3Encoder":
         """Loads a variant: "saas", "c2", "mini", a folder, a .pth, or owner/name of the hub.
 
@@ -105,15 +117,19 @@ class CLaMP3Encoder:
             revision: a branch, tag or commit of the hub.
             weights_folder: where weights that are not in a folder of their own lie; None: code/ of this repository.
             device, dtype, mert, captioner, limits: as for the class.
+            load_now: loads the model before this returns. Else it is loaded when it is needed, which it may never be
+                where vectors are cached; damaged weights are found only then.
 
         Raises:
             FileNotFoundError: the weights are missing and cannot be fetched; the message says where to put them.
             InputError: the weights are damaged, or of other sizes than the settings say.
         """
         name = name or os.environ.get(VARIANT_VARIABLE) or None
-        loaded = load_variant(name, weights_folder=weights_folder, revision=revision)
+        found = find_variant(name, weights_folder=weights_folder, revision=revision)
         others = {"mert": mert, "captioner": captioner, "limits": limits}
-        encoder = cls(loaded, device=device, dtype=dtype, **others)
+        encoder = cls(found, device=device, dtype=dtype, **others)
+        if load_now:
+            _ = encoder.loaded
         options = {"name": name, "dtype": dtype, "revision": revision, "weights_folder": weights_folder, **others}
         encoder.pretrained = tuple(options.items())
         return encoder
@@ -121,7 +137,7 @@ class CLaMP3Encoder:
     @property
     def dimension(self) -> int:
         """The size D of a vector."""
-        return self.loaded.geometry.clamp3_hidden_size
+        return self.geometry.clamp3_hidden_size
 
     def get_sentence_embedding_dimension(self) -> int:
         """The size D of a vector, by the name of sentence-transformers; `get_embedding_dimension` is its newer name."""
@@ -132,7 +148,7 @@ class CLaMP3Encoder:
     @cached_property
     def space(self) -> dict:
         """The fields of space.json for these vectors."""
-        return {**self.loaded.space, "kind": "clamp3 global"}
+        return {**self._model.space, "kind": "clamp3 global"}
 
     @property
     def space_id(self) -> str:
@@ -141,13 +157,13 @@ class CLaMP3Encoder:
 
     @property
     def precision(self) -> str:
-        """The precision in which the model computes: float32, bfloat16 or float16."""
+        """The precision in which the model computes: float32, bfloat16, float16 or int8."""
         return str(self.dtype or torch.float32).removeprefix("torch.")
 
     @property
     def audio_front_id(self) -> str:
         """Identifier of the front end that hears recordings."""
-        return "spectral" if self._spectral else front_of(self._mert.space)["front"]
+        return "spectral" if self._spectral else front_of(self._found_mert.space)["front"]
 
     def front_id(self, source: str | os.PathLike) -> str:
         """Identifier of the front end that a file needs (MERT, BLIP), or "" if it needs none."""
@@ -172,7 +188,7 @@ class CLaMP3Encoder:
     @property
     def _spectral(self) -> bool:
         """Whether the model takes spectral features, as `mini` does, and not MERT's."""
-        return self.loaded.geometry.audio_hidden_size == spectral.SIZE
+        return self.geometry.audio_hidden_size == spectral.SIZE
 
     def encode(
         self,
@@ -274,6 +290,8 @@ class CLaMP3Encoder:
         Yields:
             Outcomes whose value is float32 [1, D] or [1, T, H].
         """
+        if not items:
+            return
         encoders = clamp3_encoders(self.loaded, pooled, self.dtype)
         for numbers, readings, at_once in self._readings(list(map(plain_item, items)), modality, workers):
             encoded = encode_each(readings, encoders, self.loaded.tokenizer, batch_size=batch_size, at_once=at_once)
@@ -350,11 +368,14 @@ class CLaMP3Encoder:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `from_pretrained`, every --variant and SentenceTransformer take; weights are float16."""
-        save_variant(folder, self.loaded.model, self.loaded.tokenizer, self.loaded.geometry)
+        loaded = self._model.load() if self.dtype is torch.int8 else self.loaded  # int8 is not saved
+        save_variant(folder, loaded.model, loaded.tokenizer, loaded.geometry)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
         """Saves the variant on the hub, where `from_pretrained` finds it by `repo_id`, and returns its address."""
-        hub = huggingface_hub.HfApi()
+        from huggingface_hub import HfApi
+
+        hub = HfApi()
         address = hub.create_repo(repo_id, private=private, exist_ok=True)
         if revision:
             hub.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -425,11 +446,15 @@ class CLaMP3Encoder:
         return run_in_turn(lambda image: self._reader.sequence(Content("text", captioner([image])[0])), images)
 
     @cached_property
+    def _found_mert(self) -> "FoundMert":
+        from clamplib.audio.mert import find_mert
+
+        return find_mert(self._mert_path) if self._mert_path else find_mert()
+
+    @cached_property
     def _mert(self) -> "Mert":
         """Loaded when the first recording comes."""
-        from clamplib.audio.mert import load_mert
-
-        mert = load_mert(self._mert_path) if self._mert_path else load_mert()
+        mert = self._found_mert.load()
         mert.model.to(self.device)
         return mert
 

@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from clamplib.embedding.sequences import audio_frames, symbolic_patches, text_tokens
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.jobs import NOT_FINITE, Outcome
 from clamplib.models.encoders import pad
-from clamplib.models.variants import LoadedModel
+from clamplib.models.loading import LoadedModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from clamplib.models.tokenizer import TextTokenizer
 
-# Segments of full length in a batch. On a CPU larger batches are slower: their states leave its caches.
-GPU_BATCH_SIZE, CPU_BATCH_SIZE = 32, 2
+# What a batch holds by default: on a GPU segments of full length, on a CPU values of the states [rows, H], which then
+# stay in its caches.
+GPU_BATCH_SIZE, CPU_BATCH_VALUES = 32, 256 * 768
 # Rows that are sorted by length together: states of 400 MB at the published size, less on a CPU, where it takes longer.
 GPU_CHUNK_ROWS, CPU_CHUNK_ROWS = 1 << 17, 1 << 13
 
@@ -43,52 +45,68 @@ class Encoder:
 
     run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # inputs, masks -> [B, D] or [B, L, H]
     max_length: int
+    hidden_size: int
     pooled: bool  # whether `run` gives [B, D]
     device: torch.device
     padding: int = 0
 
+    def batch_rows(self, batch_size: int | None = None) -> int:
+        """Rows in a batch: those of `batch_size` segments of full length, or what suits the device."""
+        if batch_size is None and self.device.type == "cpu":
+            return CPU_BATCH_VALUES // self.hidden_size
+        return (batch_size or GPU_BATCH_SIZE) * self.max_length
+
 
 def clamp3_encoders(loaded: LoadedModel, get_global: bool, dtype: torch.dtype | None = None) -> dict[str, Encoder]:
-    """The encoders of CLaMP 3: text, symbolic and audio, with `dtype` bfloat16 or float16 in mixed precision."""
+    """The encoders of CLaMP 3: text, symbolic and audio, with `dtype` bfloat16 or float16 in mixed precision.
+
+    A model in int8 was made so before (see `LoadedModel.prepare`).
+    """
     model, geometry = loaded.model, loaded.geometry
     device = model.device
 
-    def encoder(method: Callable, max_length: int, padding: int = 0) -> Encoder:
+    def encoder(method: Callable, part: nn.Module, max_length: int, padding: int = 0) -> Encoder:
         def run(inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(device.type, dtype, enabled=dtype not in (None, torch.float32)):
+            with _mixed_precision(device, dtype):
                 return method(inputs, masks, get_global=get_global)
 
-        return Encoder(run, max_length, get_global, device, padding)
+        return Encoder(run, max_length, part.config.hidden_size, get_global, device, padding)
 
     return {
-        "text": encoder(model.get_text_features, geometry.max_text_length, loaded.tokenizer.pad_token_id),
-        "symbolic": encoder(model.get_symbolic_features, geometry.patch_length),
-        "audio": encoder(model.get_audio_features, geometry.max_audio_length),
+        "text": encoder(
+            model.get_text_features, model.text_model, geometry.max_text_length, loaded.tokenizer.pad_token_id
+        ),
+        "symbolic": encoder(model.get_symbolic_features, model.symbolic_model, geometry.patch_length),
+        "audio": encoder(model.get_audio_features, model.audio_model, geometry.max_audio_length),
     }
 
 
-def m3_encoders(loaded: LoadedModel) -> dict[str, Encoder]:
-    """M3's one encoder, its features temporal."""
+def m3_encoders(loaded: LoadedModel, dtype: torch.dtype | None = None) -> dict[str, Encoder]:
+    """M3's one encoder, its features temporal; `dtype` is that of `clamp3_encoders`."""
     encoder = loaded.model.encoder
 
     def run(inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        return encoder(inputs, masks).last_hidden_state
+        with _mixed_precision(encoder.device, dtype):
+            return encoder(inputs, masks).last_hidden_state
 
-    return {"symbolic": Encoder(run, loaded.geometry.patch_length, False, encoder.device)}
+    return {"symbolic": Encoder(run, loaded.geometry.patch_length, encoder.config.hidden_size, False, encoder.device)}
+
+
+def _mixed_precision(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 
 def encode(encoder: Encoder, sequences: Sequence[np.ndarray], batch_size: int | None = None) -> list[np.ndarray]:
     """Features of each sequence [n, ...]: float32 [1, D] if pooled, else [1, n, H].
 
-    A batch holds `batch_size` segments of full length, or as many shorter ones as take the same space; None is
-    what suits the device.
+    A batch holds `batch_size` segments of full length, or as many shorter ones as take the same space; None is what
+    suits the device. It holds at least one segment.
     """
-    batch_size = batch_size or (CPU_BATCH_SIZE if encoder.device.type == "cpu" else GPU_BATCH_SIZE)
     spans = [segment_spans(len(rows), encoder.max_length) for rows in sequences]
     segments = [rows[s.start : s.stop] for rows, own in zip(sequences, spans, strict=True) for s in own]
     outputs: list[torch.Tensor | None] = [None] * len(segments)
     with torch.inference_mode():
-        for batch in length_batches(list(map(len, segments)), batch_size * encoder.max_length):
+        for batch in length_batches(list(map(len, segments)), encoder.batch_rows(batch_size)):
             inputs, masks = pad([segments[k] for k in batch], encoder.padding)
             states = encoder.run(inputs.to(encoder.device), masks.to(encoder.device))
             for k, state in zip(batch, states, strict=True):
@@ -100,7 +118,7 @@ def encode(encoder: Encoder, sequences: Sequence[np.ndarray], batch_size: int | 
 def encode_each(
     readings: Iterable[Outcome],
     encoders: Mapping[str, Encoder],
-    tokenizer: "PreTrainedTokenizerBase | None",
+    tokenizer: "TextTokenizer | None",
     *,
     batch_size: int | None = None,
     at_once: int | None = None,
@@ -138,7 +156,7 @@ def _device(encoders: Mapping[str, Encoder]) -> torch.device:
 
 
 def _chunks(
-    readings: Iterable[Outcome], tokenizer: "PreTrainedTokenizerBase | None", rows: int, at_once: int | None
+    readings: Iterable[Outcome], tokenizer: "TextTokenizer | None", rows: int, at_once: int | None
 ) -> Iterator[list[Outcome]]:
     """Lists of readings that have about `rows` rows together, texts as tokens, so that memory stays bounded."""
     chunk, size = [], 0

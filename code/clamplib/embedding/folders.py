@@ -6,20 +6,23 @@ share of the files, and each returns the report of all.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from clamplib.embedding.encoding import clamp3_encoders, encode_each, m3_encoders
 from clamplib.embedding.reading import FEATURE_SUFFIXES, Reader, read_ahead
 from clamplib.files import InputError, atomic_path, check_writable, file_state, output_paths, show, walk
 from clamplib.jobs import LIMITS, NOT_FINITE, Limits, Outcome, Report
 from clamplib.manifest import Manifest, content_of
 from clamplib.models import distributed
-from clamplib.models.encoders import M3Model
-from clamplib.models.variants import LoadedModel
+from clamplib.models.variants import FoundModel
 from clamplib.space import SPACE_FILE, check_same_space, front_of, read_space, write_space
+
+if TYPE_CHECKING:  # which imports torch
+    from clamplib.models.loading import LoadedModel
 
 
 def input_files(input_dir: str | Path, output_dir: str | Path, suffixes: Iterable[str]) -> list[Path]:
@@ -41,36 +44,51 @@ def extract_files(
     sources: Sequence[Path],
     input_dir: str | Path,
     output_dir: str | Path,
-    loaded: LoadedModel,
+    model: "FoundModel | LoadedModel",
     *,
     get_global: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
+    precision: str = "float32",
     limits: Limits | None = LIMITS,
 ) -> Report:
     """Writes the features of texts, ABC, MTF and audio features that have none up to date.
 
     Args:
-        loaded: CLaMP 3, which gives temporal or global features; or M3, which gives temporal ones.
+        model: CLaMP 3, which gives temporal or global features; or M3, which gives temporal ones. Its weights are read
+            only if there is anything to extract.
         get_global: writes one vector [1, D] per file, in place of the hidden states [1, T, H].
         batch_size: segments of full length in a batch; None: what suits the device.
         workers: processes that read ahead; None: by files and cores.
+        precision: in which the model computes, float32, bfloat16, float16 or int8.
         limits: of time and memory for reading one file.
 
     Raises:
         InputError: before any work, if the output folder holds another space.
     """
-    m3 = isinstance(loaded.model, M3Model)
-    encoders = m3_encoders(loaded) if m3 else clamp3_encoders(loaded, get_global)
-    space = {**loaded.space, "kind": "m3" if m3 else "clamp3 global" if get_global else "clamp3 temporal"}
+    space = {**model.space, "kind": "m3" if model.m3 else "clamp3 global" if get_global else "clamp3 temporal"}
     if any(source.suffix.lower() in FEATURE_SUFFIXES for source in sources):
         space |= front_of(read_space(input_dir))
 
-    def outcomes(files: Sequence[Path]) -> Iterator[Outcome]:
-        readings = read_ahead(Reader(loaded.geometry, limits), files, workers=_own_workers(workers))
-        return encode_each(readings, encoders, loaded.tokenizer, batch_size=batch_size)
+    @cache
+    def load() -> "LoadedModel":
+        import torch
 
-    return write_features(outcomes, sources, input_dir, output_dir, space)
+        return model.load().prepare(distributed.own_device(), getattr(torch, precision))
+
+    def outcomes(files: Sequence[Path]) -> Iterator[Outcome]:
+        if not files:
+            return
+        import torch
+
+        from clamplib.embedding.encoding import clamp3_encoders, encode_each, m3_encoders
+
+        loaded, dtype = load(), getattr(torch, precision)
+        encoders = m3_encoders(loaded, dtype) if model.m3 else clamp3_encoders(loaded, get_global, dtype)
+        readings = read_ahead(Reader(model.geometry, limits), files, workers=_own_workers(workers))
+        yield from encode_each(readings, encoders, loaded.tokenizer, batch_size=batch_size)
+
+    return write_features(outcomes, sources, input_dir, output_dir, space, load=load)
 
 
 def _own_workers(workers: int | None) -> int | None:
@@ -87,6 +105,7 @@ def write_features(
     output_dir: str | Path,
     space: dict,
     *,
+    load: Callable[[], object] | None = None,
     progress: bool = True,
 ) -> Report:
     """Writes the feature of each source that has none up to date; space.json; and failures.jsonl where there are any.
@@ -95,6 +114,7 @@ def write_features(
         outcomes: makes the features of sources: outcomes whose value is an array.
         sources: paths, or tunes of files that hold many, below `input_dir`, whose sub-folders are kept.
         space: of the features.
+        load: loads the model that makes them. It is called if any are missing, before anything is written.
 
     Raises:
         InputError: before any work, if the output folder holds another space, or a feature would replace an input.
@@ -102,11 +122,15 @@ def write_features(
     targets = output_paths([getattr(source, "alias", source) for source in sources], input_dir, output_dir, ".npy")
     if both := set(map(os.path.abspath, sources)) & set(map(os.path.abspath, targets)):
         raise InputError(f"{show(min(both))}: expected an output folder where no feature replaces an input")
-    check_writable(output_dir)
-    known = _claim(output_dir, space)
+    known = read_space(output_dir)
+    check_same_space(output_dir, known, "this run", space)
     share = list(zip(sources, targets, strict=True))[distributed.rank() :: distributed.world_size()]
     with Manifest() as manifest:
         jobs = manifest.missing(share) if known else share
+        if jobs and load:
+            load()
+        check_writable(output_dir)
+        _claim(output_dir, space, known)
         states = [file_state(source) for source, _ in jobs]
         report = Report(skipped=len(share) - len(jobs))
         wanted = [source for source, _ in jobs]
@@ -134,16 +158,13 @@ def _save(feature: np.ndarray, target: Path) -> OSError | None:
         return error
 
 
-def _claim(output_dir: str | Path, space: dict) -> bool:
-    """Makes the output folder this space's. Returns whether it was before, so that its features can stay."""
-    found = read_space(output_dir)
-    check_same_space(output_dir, found, "this run", space)
+def _claim(output_dir: str | Path, space: dict, found: dict | None) -> None:
+    """Makes the output folder this space's, given the space in which it was found."""
     distributed.gather(None)  # each process has looked before the first one writes
     if distributed.rank() == 0:
         own = Path(output_dir, SPACE_FILE).is_file()
         if not own or space.keys() - found.keys():
             write_space(output_dir, {**(found if own else {}), **space})
-    return found is not None
 
 
 def _gather(report: Report, output_dir: str | Path) -> Report:

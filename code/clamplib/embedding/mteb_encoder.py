@@ -236,7 +236,7 @@ def _facts(variant: str) -> dict[str, Any]:
 def _parameters(encoder: CLaMP3Encoder) -> int:
     """Counts the parameters of the model, and those of MERT if its recordings pass through MERT."""
     own = sum(parameter.numel() for parameter in encoder.loaded.model.parameters())
-    return own if encoder.loaded.geometry.audio_hidden_size == spectral.SIZE else own + MERT_PARAMETERS
+    return own if encoder.geometry.audio_hidden_size == spectral.SIZE else own + MERT_PARAMETERS
 
 
 def _changes(encoder: CLaMP3Encoder) -> dict[str, str] | None:

@@ -20,14 +20,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from clamplib.embedding.encoder import CLaMP3Encoder, Item
 from clamplib.embedding.encoding import Encoder, clamp3_encoders, segment_spans
 from clamplib.embedding.sequences import text_tokens
 from clamplib.files import InputError, show
 from clamplib.models.encoders import pad
-from clamplib.models.variants import LoadedModel, load_clamp3, save_variant
+from clamplib.models.loading import LoadedModel, save_variant
+from clamplib.models.variants import load_clamp3
 
 try:
     from sentence_transformers.base.modality import infer_modality
@@ -98,12 +99,15 @@ class CLaMP3Module(InputModule):
 
     def save(self, output_path: str, *args, **options) -> None:
         """Writes the complete folder of a variant, with exactly the model's weights: safetensors in float32."""
-        save_variant(output_path, self.model, self.tokenizer, self.loaded.geometry, dtype=torch.float32)
+        save_variant(output_path, self.model, self.loaded.tokenizer, self.loaded.geometry, dtype=torch.float32)
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The text encoder's tokenizer."""
-        return self.loaded.tokenizer
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The text encoder's tokenizer, as transformers has it."""
+        own = self.loaded.tokenizer
+        names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+        tokens = {name: own.settings[name] for name in names if name in own.settings}
+        return PreTrainedTokenizerFast(tokenizer_object=own.tokenizer, **tokens)
 
     @property
     def max_seq_length(self) -> int:
@@ -141,7 +145,9 @@ class CLaMP3Module(InputModule):
         for number, reading, error in self._reader.read_each(items, workers=1):
             if error:
                 raise InputError(_named(inputs[number], error))
-            rows = text_tokens(reading.sequence, self.tokenizer) if reading.encoder == "text" else reading.sequence
+            rows = reading.sequence
+            if reading.encoder == "text":
+                rows = text_tokens(rows, self.loaded.tokenizer)
             sequences[reading.encoder][number] = rows
         encoders = clamp3_encoders(self.loaded, True)
         features = {}

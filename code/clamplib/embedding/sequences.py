@@ -16,12 +16,12 @@ from clamplib.files import InputError
 from clamplib.formats.patchilizer import M3Patchilizer
 
 if TYPE_CHECKING:  # processes that only read do without it
-    from transformers import PreTrainedTokenizerBase
+    from clamplib.models.tokenizer import TextTokenizer
 
 MERT_STATES = 13  # hidden states of MERT-v1-95M
 
 
-def text_tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
+def text_tokens(text: str, tokenizer: "TextTokenizer") -> np.ndarray:
     """Tokens of a text's unique non-empty lines, in the order of their first appearance: int64 [n].
 
     A text without any is the two special tokens, as it was in the published pipeline. Half characters, which a shell

@@ -21,6 +21,17 @@ INCHES_PER_CLASS = 0.35
 
 
 @dataclass(frozen=True)
+class ProbeSettings:
+    """How to train a probe."""
+
+    epochs: int = 1000
+    learning_rate: float = 1e-5  # larger ones score better on the evaluation items and worse on others
+    balanced: bool = False  # draw as many items of each class as the smallest one has, again every epoch
+    patience: int = 50  # epochs without a better accuracy or a lower loss, after which training stops; 0: never
+    seed: int = 42
+
+
+@dataclass(frozen=True)
 class LabeledVectors:
     """Feature vectors and their labels."""
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clamplib.evaluation.classification import LabeledVectors, number_labels
+from clamplib.evaluation.classification import LabeledVectors, ProbeSettings, number_labels
 from clamplib.evaluation.metrics import classification_metrics, confusion_matrix
 from clamplib.files import InputError, show
 from clamplib.models.checkpoints import load_checkpoint, load_weights, save_checkpoint
@@ -39,17 +39,6 @@ NUMPY_SCALARS = [  # types of numbers in published weights files
     np.dtypes.Float32DType,
     np.dtypes.Int64DType,
 ]
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """How to train a probe."""
-
-    epochs: int = 1000
-    learning_rate: float = 1e-5  # larger ones score better on the evaluation items and worse on others
-    balanced: bool = False  # draw as many items of each class as the smallest one has, again every epoch
-    patience: int = 50  # epochs without a better accuracy or a lower loss, after which training stops; 0: never
-    seed: int = 42
 
 
 class LinearProbe(nn.Module):

@@ -1,4 +1,4 @@
-"""Files of weights: written whole, read without running code, checked against a model, and identified by a hash."""
+"""Files of weights: written whole, read without running code, and checked against a model."""
 
 import errno
 import zipfile
@@ -13,10 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from clamplib.files import InputError, atomic_path, sha256, show
+from clamplib.files import InputError, atomic_path, show
 
 PATCH_POSITIONS = "base.embeddings.position_embeddings.weight"  # of the encoder over patches
-HASHED_AT_ONCE = 100_000_000  # bytes; the hash of a larger file is kept in a file next to it
 DAMAGE = (  # what reading damaged weights raises
     SafetensorError,
     UnpicklingError,
@@ -179,19 +178,20 @@ def fit_positions(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str,
     return fitting
 
 
-def load_weights(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path, *, assign: bool = False) -> None:
     """Loads weights into a model, strictly.
 
     Args:
         model: the model.
         state: its weights by name.
         source: what an error calls them.
+        assign: makes the given tensors themselves the model's parameters, in place of copying them.
 
     Raises:
         InputError: lists the names and shapes in which the weights and the model differ.
     """
     check_shapes(model, _shapes(state), source)
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=assign)
 
 
 def check_shapes(model: nn.Module, given: dict[str, list[int]], source: str | Path) -> None:
@@ -208,26 +208,3 @@ def check_shapes(model: nn.Module, given: dict[str, list[int]], source: str | Pa
             + "\n  ".join(lines[:10])
             + more
         )
-
-
-def weights_sha256(path: str | Path) -> str:
-    """Computes the SHA-256 of a file. A large file's is kept next to it, in NAME.sha256, until the file changes."""
-    path = Path(path)
-    stat = path.stat()
-    if stat.st_size < HASHED_AT_ONCE:
-        return sha256(path)
-    kept = path.with_name(path.name + ".sha256")
-    state = f"{stat.st_size} {stat.st_mtime_ns}"
-    try:
-        digest, _, kept_state = kept.read_text().partition(" ")
-        if kept_state == state:
-            return digest
-    except OSError:
-        pass
-    digest = sha256(path)
-    try:
-        with atomic_path(kept) as temporary:
-            temporary.write_text(f"{digest} {state}")
-    except OSError:  # a read-only folder: the file is hashed again next time
-        pass
-    return digest

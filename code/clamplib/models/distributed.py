@@ -1,33 +1,36 @@
-"""One process or several: the few things that a process asks of the others. A process that is alone answers itself."""
+"""One process or several: the few things that a process asks of the others. A process that is alone answers itself.
+
+A process that is alone imports torch here only when it asks for its device.
+"""
 
 import os
+import sys
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch
 
 
-def start() -> torch.device:
-    """Joins the processes that torchrun started, if it did.
-
-    Returns:
-        The device of this process.
-    """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = best_device(local_rank)
+def start() -> None:
+    """Joins the processes that torchrun started, if it did."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        import torch.distributed as dist
+
+        device = own_device()
         # With gloo beside NCCL, numbers on the CPU are exchanged without a wait for the GPU.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
-    return device
 
 
-def best_device(local_rank: int = 0) -> torch.device:
-    """Returns CUDA, or else the GPU of Apple, or else the CPU.
+def own_device() -> "torch.device":
+    """Returns the device of this process: CUDA, or else the GPU of Apple, or else the CPU.
 
-    Args:
-        local_rank: of this process among those of its machine; each takes the CUDA device of its number.
+    Of several processes on a machine, each takes the CUDA device of its number.
     """
+    import torch
+
     if torch.cuda.is_available():
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -35,18 +38,25 @@ def best_device(local_rank: int = 0) -> torch.device:
 
 def stop() -> None:
     """Leaves the other processes."""
-    if dist.is_initialized():
+    if _is_started():
+        import torch.distributed as dist
+
         dist.destroy_process_group()
+
+
+def _is_started() -> bool:
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
     """Returns the number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return sys.modules["torch.distributed"].get_rank() if _is_started() else 0
 
 
 def world_size() -> int:
     """Returns the number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return sys.modules["torch.distributed"].get_world_size() if _is_started() else 1
 
 
 def wait() -> None:
@@ -58,6 +68,9 @@ def total(value: float) -> float:
     """Returns the sum of the values of all processes."""
     if world_size() == 1:
         return value
+    import torch
+    import torch.distributed as dist
+
     values = torch.tensor(value, dtype=torch.float64)
     dist.all_reduce(values)
     return values.item()
@@ -67,6 +80,9 @@ def largest(value: int) -> int:
     """Returns the largest of the values of all processes."""
     if world_size() == 1:
         return value
+    import torch
+    import torch.distributed as dist
+
     values = torch.tensor(value)
     dist.all_reduce(values, dist.ReduceOp.MAX)
     return values.item()
@@ -76,6 +92,8 @@ def gather(value: object) -> list:
     """Returns the values of all processes, in the order of their ranks."""
     if world_size() == 1:
         return [value]
+    import torch.distributed as dist
+
     values = [None] * world_size()
     dist.all_gather_object(values, value)
     return values

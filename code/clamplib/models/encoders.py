@@ -7,28 +7,25 @@ padding. Parameter names are those of the published weights, which load strictly
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    AutoModel,
-    BertConfig,
-    BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PretrainedConfig,
-    PreTrainedModel,
-)
-from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
 from clamplib.formats.patchilizer import M3Patchilizer
+from clamplib.models.bert import Bert, EncoderOutput, Model, Output
+from clamplib.models.configs import AnyConfig, is_bert
 from clamplib.models.geometry import CHARACTERS, Geometry
 from clamplib.models.loss import contrastive_loss
 
+if TYPE_CHECKING:
+    from transformers import GPT2Config
+
 LENGTH_GROUPS = 8  # they cut the decoder's time in training on ABC to a fifth; more groups gain nothing
 MAX_LOGIT_SCALE = 100.0
+PATCH_WEIGHT = "symbolic_model.patch_embedding.weight"  # of CLaMP 3
 PARTS = ("text_model", "text_proj", "symbolic_model", "symbolic_proj", "audio_model", "audio_proj")
 
 
@@ -40,9 +37,8 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, patch_size: int, hidden_size: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(hidden_size, patch_size * CHARACTERS))
+        self.weight = nn.Parameter(lay_out(torch.empty(hidden_size, patch_size * CHARACTERS)))
         self.bias = nn.Parameter(torch.zeros(hidden_size))
-        self.offsets = nn.Buffer(torch.arange(patch_size) * CHARACTERS, persistent=False)
         nn.init.normal_(self.weight, std=0.02)  # as in BERT
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
@@ -59,10 +55,19 @@ class PatchEmbedding(nn.Module):
         """
         codes = patches.long()
         _check_codes(codes)
-        rows = (codes + self.offsets).flatten(0, -2)
-        table = self.weight.t().contiguous()  # without the copy the sum is 30 times slower on a CPU
+        offsets = torch.arange(0, self.weight.shape[1], CHARACTERS, device=codes.device)
+        rows = (codes + offsets).flatten(0, -2)
+        table = self.weight.t().contiguous()  # no copy, unless the weight was replaced by one that is not laid out
         summed = F.embedding_bag(rows, table, mode="sum")
         return (summed + self.bias).unflatten(0, patches.shape[:-1])
+
+
+def lay_out(weight: torch.Tensor) -> torch.Tensor:
+    """Returns the weight [H, S * 128] of a PatchEmbedding with its columns in one piece of memory, as they are summed.
+
+    The sum is 30 times slower on a CPU without this.
+    """
+    return weight.t().contiguous().t()
 
 
 def _check_codes(codes: torch.Tensor) -> None:
@@ -75,46 +80,24 @@ def _check_codes(codes: torch.Tensor) -> None:
         torch._assert_async(~wrong.any(), f"expected patches with codes from 0 to {CHARACTERS - 1}")
 
 
-def _in_published_order(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Puts the position embeddings before those of token types, where transformers 4 had them.
+def make_text_model(config: AnyConfig) -> nn.Module:
+    """Makes a text encoder with random weights: a Bert if it is one, else the model that transformers has for it."""
+    if is_bert(config.to_dict()):
+        return Bert(config)
+    from transformers import AutoModel
 
-    Optimizer states number the parameters in their order. In today's order, training that goes on from published
-    weights would give one parameter the state of the other.
-    """
-    modules = encoder.embeddings._modules
-    for name in ("token_type_embeddings", "LayerNorm", "dropout"):
-        if name in modules:
-            modules[name] = modules.pop(name)
-    return encoder
-
-
-class Model(nn.Module):
-    """A module with the attributes that callers read from a transformers model: `config`, `device` and `dtype`."""
-
-    def __init__(self, config: PretrainedConfig):
-        super().__init__()
-        self.config = config
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the parameters, to which inputs are moved."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the parameters."""
-        return next(self.parameters()).dtype
+    return AutoModel.from_config(config, trust_remote_code=False)
 
 
 class M3PatchEncoder(Model):
     """BERT over the patches of a piece."""
 
-    def __init__(self, config: BertConfig, patch_size: int = 64):
+    def __init__(self, config: AnyConfig, patch_size: int = 64):
         super().__init__(config)
         self.patch_embedding = PatchEmbedding(patch_size, config.hidden_size)
-        self.base = _in_published_order(BertModel(config))
+        self.base = Bert(config)
 
-    def forward(self, input_patches: torch.Tensor, input_masks: torch.Tensor) -> BaseModelOutput:
+    def forward(self, input_patches: torch.Tensor, input_masks: torch.Tensor) -> EncoderOutput:
         """Encodes patches.
 
         Args:
@@ -131,7 +114,9 @@ class M3PatchEncoder(Model):
 class M3TokenDecoder(Model):
     """GPT-2 over the codes of one patch. In place of the begin code it reads the encoder's state of the patch."""
 
-    def __init__(self, config: GPT2Config):
+    def __init__(self, config: "GPT2Config"):
+        from transformers import GPT2LMHeadModel
+
         super().__init__(config)
         self.base = GPT2LMHeadModel(config)
 
@@ -159,17 +144,17 @@ class M3TokenDecoder(Model):
 
 
 @dataclass
-class M3Output(ModelOutput):
-    """The loss over N selected patches and the logits of each next code [N, S, 128], by name, attribute or index."""
+class M3Output(Output):
+    """The loss over N selected patches and the logits of each next code [N, S, 128], or None."""
 
-    loss: torch.Tensor | None = None
+    loss: torch.Tensor
     logits: torch.Tensor | None = None
 
 
 class M3Model(Model):
     """Masked auto-encoder: the encoder reads a piece, the decoder writes its selected patches."""
 
-    def __init__(self, encoder_config: BertConfig, decoder_config: GPT2Config):
+    def __init__(self, encoder_config: AnyConfig, decoder_config: "GPT2Config"):
         super().__init__(encoder_config)
         self.encoder = M3PatchEncoder(encoder_config, decoder_config.n_positions)
         self.decoder = M3TokenDecoder(decoder_config)
@@ -280,20 +265,20 @@ class CLaMP3Model(Model):
 
     def __init__(
         self,
-        audio_config: BertConfig,
-        symbolic_config: BertConfig,
-        text_config: PretrainedConfig,
+        audio_config: AnyConfig,
+        symbolic_config: AnyConfig,
+        text_config: AnyConfig,
         hidden_size: int = 768,
         logit_scale: float = 1.0,
         learned_temperature: bool = False,
         patch_size: int = 64,
     ):
         super().__init__(symbolic_config)
-        self.text_model = _in_published_order(AutoModel.from_config(text_config, trust_remote_code=False))
+        self.text_model = make_text_model(text_config)
         self.text_proj = nn.Linear(text_config.hidden_size, hidden_size)
         self.symbolic_model = M3PatchEncoder(symbolic_config, patch_size)
         self.symbolic_proj = nn.Linear(symbolic_config.hidden_size, hidden_size)
-        self.audio_model = _in_published_order(BertModel(audio_config))
+        self.audio_model = Bert(audio_config)
         self.audio_proj = nn.Linear(audio_config.hidden_size, hidden_size)
         self.learned_temperature = learned_temperature
         self.logit_scale = logit_scale

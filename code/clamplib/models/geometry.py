@@ -6,17 +6,15 @@ everywhere, so that a hidden size of 64 has one head.
 
 import math
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, GPT2Config, PretrainedConfig
-from transformers.utils import cached_file
+from clamplib.files import excerpt
+from clamplib.models.configs import AnyConfig, EncoderConfig, check_config, make_config, read_text_config
 
-from clamplib.files import InputError, cause_of, excerpt, read_object, show
+if TYPE_CHECKING:
+    from transformers import GPT2Config
 
-CONFIG_NAME = "config.json"
 LIMITS = {"size": 1 << 16, "layers": 1000, "length": 1 << 20}  # by how a field's name ends; real models are far below
-# Of foreign configs: numbers that cost time or memory before there is a weight.
-MAX_LAYERS, MAX_LABELS, MAX_LIST = 1000, 1 << 16, 10_000
 CHARACTERS = 128  # ASCII: the values that one of a patch's characters can take
 HEAD_SIZE = 64
 ABC_READINGS = ("", "as found", "converted")
@@ -78,16 +76,18 @@ class Geometry:
         if self.text_config is not None:
             check_config(self.text_config, "text_config")
 
-    def symbolic_config(self) -> BertConfig:
+    def symbolic_config(self) -> EncoderConfig:
         """Config of the encoder over patches."""
         return self._bert(self.m3_hidden_size, self.patch_num_layers, self.patch_length)
 
-    def audio_config(self) -> BertConfig:
+    def audio_config(self) -> EncoderConfig:
         """Config of the encoder over MERT features."""
         return self._bert(self.audio_hidden_size, self.audio_num_layers, self.max_audio_length)
 
-    def decoder_config(self) -> GPT2Config:
+    def decoder_config(self) -> "GPT2Config":
         """Config of the decoder over one patch's characters."""
+        from transformers import GPT2Config
+
         return GPT2Config(
             vocab_size=CHARACTERS,
             n_positions=self.patch_size,
@@ -102,12 +102,9 @@ class Geometry:
             eos_token_id=2,
         )
 
-    def load_text_config(self) -> PretrainedConfig:
+    def load_text_config(self) -> AnyConfig:
         """Config of the text encoder: `text_config`, or that of `text_model_name` (see `read_text_config`)."""
-        if self.text_config is not None:
-            config = AutoConfig.for_model(**self.text_config)
-        else:
-            config = read_text_config(self.text_model_name)
+        config = make_config(self.text_config) if self.text_config else read_text_config(self.text_model_name)
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = self.dropout
         return config
 
@@ -142,8 +139,8 @@ class Geometry:
             raise ValueError(f"a geometry has no field {', '.join(unknown)[:200]}")
         return cls(**values)
 
-    def _bert(self, hidden_size: int, num_layers: int, length: int) -> BertConfig:
-        return BertConfig(
+    def _bert(self, hidden_size: int, num_layers: int, length: int) -> EncoderConfig:
+        return EncoderConfig(
             vocab_size=1,  # its inputs are vectors; the one word is there for the published names
             hidden_size=hidden_size,
             num_hidden_layers=num_layers,
@@ -153,63 +150,3 @@ class Geometry:
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
         )
-
-
-def read_text_config(name: str) -> PretrainedConfig:
-    """Reads the config of a text model, a folder or a name on the hub. Code that the model brings is never run.
-
-    Raises:
-        OSError: there is no config, or it cannot be fetched.
-        InputError: the config is damaged, its sizes are not those of a model, or it needs code of its own.
-    """
-    path = Path(cached_file(name, CONFIG_NAME))
-    values = read_object(path, "a text model")
-    try:
-        if "model_type" in values:
-            check_config(values, "it")
-        check_sizes(values)  # transformers guesses the type of an old model by its name
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except OSError:
-        raise
-    except Exception as error:  # transformers and huggingface_hub raise a dozen kinds
-        raise InputError(f"{show(path)}: expected the config of a text model ({cause_of(error)})") from error
-
-
-def check_config(config: dict, name: str) -> None:
-    """Checks a config of transformers before a model is made of it.
-
-    Args:
-        config: the config, as its JSON states it.
-        name: what an error calls it.
-
-    Raises:
-        ValueError: its model type is unknown, it asks for code from elsewhere, or a size is not that of any model.
-    """
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ValueError(f"{name} must name its model_type, such as xlm-roberta")
-    if config["model_type"] not in CONFIG_MAPPING:
-        own = ", and code that comes with a model is never run" if "auto_map" in config else ""
-        raise ValueError(f"transformers has no model of type {excerpt(config['model_type'])}{own}")
-    check_sizes(config)
-
-
-def check_sizes(config: dict) -> None:
-    """Checks the numbers of layers and labels in a config, and in those that it contains.
-
-    Raises:
-        ValueError: one is larger than that of any model, or the config names a kernel of the hub, which is code.
-    """
-    waiting = [config]
-    while waiting:
-        for key, value in waiting.pop().items():
-            name = str(key)  # those of labels are numbers
-            if isinstance(value, dict):
-                waiting.append(value)
-            elif isinstance(value, list) and len(value) > MAX_LIST:
-                raise ValueError(f"{name} must have at most {MAX_LIST} entries, not {len(value)}")
-            elif isinstance(value, int | float) and "layer" in name and value > MAX_LAYERS:
-                raise ValueError(f"{name} must be at most {MAX_LAYERS}, not {value}")
-            elif isinstance(value, int | float) and name == "num_labels" and value > MAX_LABELS:
-                raise ValueError(f"{name} must be at most {MAX_LABELS}, not {value}")
-            elif name.endswith("attn_implementation") and "/" in str(value):
-                raise ValueError(f"{name} must be one of transformers, not code of the hub such as {excerpt(value)}")

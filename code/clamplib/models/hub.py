@@ -1,4 +1,4 @@
-"""The hub: the published files, and fetching them and others."""
+"""The hub: the published files, fetching them and others, and the hashes by which files are told apart."""
 
 import re
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HTTPError
 
-from clamplib.files import InputError, cause_of, show
-from clamplib.models.checkpoints import weights_sha256
+from clamplib.files import InputError, atomic_path, cause_of, sha256, show
 from clamplib.models.geometry import Geometry
 
 CLAMP3_REPO, M3_REPO, MERT_REPO = "sander-wood/clamp3", "sander-wood/clamp2", "m-a-p/MERT-v1-95M"
 HUB_NAME, SHA256 = re.compile(r"[\w.-]+/[\w.-]+"), re.compile("[0-9a-f]{64}")
+HASHED_AT_ONCE = 100_000_000  # bytes; the hash of a larger file is kept in a file next to it
 USE_MINI = "or use --variant mini, which needs no download"
 
 
@@ -112,3 +112,26 @@ def check_content(path: Path, expected: str | None = None) -> None:
                 f"{show(path)}: expected the content of SHA-256 {digest}, got another: the file is damaged. "
                 f"Remove {show(path.resolve())} and run again."
             )
+
+
+def weights_sha256(path: str | Path) -> str:
+    """Computes the SHA-256 of a file. A large file's is kept next to it, in NAME.sha256, until the file changes."""
+    path = Path(path)
+    stat = path.stat()
+    if stat.st_size < HASHED_AT_ONCE:
+        return sha256(path)
+    kept = path.with_name(path.name + ".sha256")
+    state = f"{stat.st_size} {stat.st_mtime_ns}"
+    try:
+        digest, _, kept_state = kept.read_text().partition(" ")
+        if kept_state == state:
+            return digest
+    except OSError:
+        pass
+    digest = sha256(path)
+    try:
+        with atomic_path(kept) as temporary:
+            temporary.write_text(f"{digest} {state}")
+    except OSError:  # a read-only folder: the file is hashed again next time
+        pass
+    return digest

@@ -10,15 +10,16 @@ import ast
 import os
 from pathlib import Path
 from types import SimpleNamespace
-
-from transformers import AutoModel
+from typing import TYPE_CHECKING
 
 from clamplib.files import InputError, cause_of, show
 from clamplib.models import variants
-from clamplib.models.checkpoints import load_weights
-from clamplib.models.encoders import CLaMP3Model
-from clamplib.models.geometry import Geometry, read_text_config
-from clamplib.models.variants import LoadedModel
+from clamplib.models.configs import read_text_config
+from clamplib.models.geometry import Geometry
+from clamplib.models.variants import FoundModel
+
+if TYPE_CHECKING:  # which imports torch
+    from clamplib.models.encoders import CLaMP3Model
 
 CODE = Path(__file__).parents[2]  # the folder code/ of a clone
 CONFIG_PY = CODE / "config.py"
@@ -123,18 +124,18 @@ def make_geometry(settings: SimpleNamespace) -> Geometry:
     )
 
 
-def load_variant(
+def find_variant(
     variant: str | Path | None = None,
     *files: str | Path | None,
     config: str | Path = CONFIG_PY,
     weights_folder: str | Path | None = None,
     epoch: int | None = None,
     revision: str | None = None,
-) -> LoadedModel:
-    """Loads CLaMP 3 of a variant, or of the default one (see the top of this module).
+) -> FoundModel:
+    """Finds the weights of CLaMP 3 of a variant, or of the default one (see the top of this module).
 
     Args:
-        variant: as for `variants.load_clamp3`; None: the default.
+        variant: as for `variants.find_clamp3`; None: the default.
         files: files of assignments that replace settings of `config`.
         config: the config.py of a clone. It states the sizes and the place of weights that are not a folder. Without
             the file these are the published weights.
@@ -144,20 +145,20 @@ def load_variant(
 
     Raises:
         FileNotFoundError: the weights are not there and cannot be fetched; the message says what to do.
-        InputError: the weights are damaged or do not fit the geometry.
+        InputError: a config is damaged.
     """
     variant = variant or _default_variant(files)
     if not _is_clone(config):
         variant = variant or FALLBACK_VARIANT
-        return variants.load_clamp3(variant, weights_folder=weights_folder or CODE, epoch=epoch, revision=revision)
+        return variants.find_clamp3(variant, weights_folder=weights_folder or CODE, epoch=epoch, revision=revision)
     settings = load_settings(*files, config=config)
     geometry = make_geometry(settings)
     own = Path(settings.CLAMP3_WEIGHTS_PATH)
     if epoch is not None:
         own = own.with_stem(f"{own.stem}_{epoch}")
     if variant is None and not weights_folder and own.is_file():
-        return variants.load_clamp3(own, weights_folder=own.parent, geometry=geometry)
-    return variants.load_clamp3(
+        return variants.find_clamp3(own, weights_folder=own.parent, geometry=geometry)
+    return variants.find_clamp3(
         variant or settings.CLAMP3_VARIANT,
         weights_folder=weights_folder or own.parent,
         epoch=epoch,
@@ -166,20 +167,24 @@ def load_variant(
     )
 
 
-def load_m3_variant(
+def find_m3_variant(
     variant: str | Path | None = None, *files: str | Path | None, config: str | Path = CONFIG_PY
-) -> LoadedModel:
-    """Loads M3 of a variant, or of the default one. Arguments and errors are those of `load_variant`."""
-    return _load_m3(variant or _default_variant(files), load_settings(*files, config=config))
+) -> FoundModel:
+    """Finds the weights of M3 of a variant, or of the default one. The arguments are those of `find_variant`."""
+    return _find_m3(variant or _default_variant(files), load_settings(*files, config=config))
 
 
-def load_text_encoder(model: CLaMP3Model, name: str) -> None:
+def load_text_encoder(model: "CLaMP3Model", name: str) -> None:
     """Starts a model's text encoder from the pretrained weights of `name`, a folder or a model of the hub.
 
     Raises:
         OSError: the weights are not there and cannot be fetched.
         InputError: the weights are damaged, or not those of this text encoder.
     """
+    from transformers import AutoModel
+
+    from clamplib.models.checkpoints import load_weights
+
     read_text_config(name)  # checks the sizes first
     try:
         pretrained = AutoModel.from_pretrained(name, trust_remote_code=False)
@@ -190,14 +195,14 @@ def load_text_encoder(model: CLaMP3Model, name: str) -> None:
     load_weights(model.text_model, pretrained.state_dict(), name)
 
 
-def load_m3_encoder(model: CLaMP3Model, settings: SimpleNamespace) -> None:
+def load_m3_encoder(model: "CLaMP3Model", settings: SimpleNamespace) -> None:
     """Starts a model's symbolic encoder from the weights of M3: the configured file, or else the published one.
 
     Raises:
         FileNotFoundError: the weights are not there and cannot be fetched; the message says what to do.
     """
     try:
-        m3 = _load_m3(None if Path(settings.M3_WEIGHTS_PATH).is_file() else FALLBACK_VARIANT, settings)
+        m3 = _find_m3(None if Path(settings.M3_WEIGHTS_PATH).is_file() else FALLBACK_VARIANT, settings).load()
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error} For training: train M3 first, or set CLAMP3_LOAD_M3 to False to start without it."
@@ -205,9 +210,9 @@ def load_m3_encoder(model: CLaMP3Model, settings: SimpleNamespace) -> None:
     model.symbolic_model.load_state_dict(m3.model.encoder.state_dict())
 
 
-def _load_m3(variant: str | Path | None, settings: SimpleNamespace) -> LoadedModel:
+def _find_m3(variant: str | Path | None, settings: SimpleNamespace) -> FoundModel:
     own = Path(settings.M3_WEIGHTS_PATH)
-    return variants.load_m3(
+    return variants.find_m3(
         own if variant is None and own.is_file() else variant or settings.CLAMP3_VARIANT,
         weights_folder=own.parent,
         geometry=make_geometry(settings),

@@ -1,4 +1,4 @@
-"""Variants: loading the model and the tokenizer of one, and writing the folder of one.
+"""Variants: finding the weights, the sizes and the tokenizer of one. Nothing here reads the weights or imports torch.
 
 A variant is "saas" or "c2" (the published weights), "mini" (which is part of this package), or a folder on this machine
 or on the hub (by its name, owner/name):
@@ -13,23 +13,15 @@ A folder may come from anyone. Code in it is never run, and its sizes are compar
 taken.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
-from torch import nn
-from torch.overrides import TorchFunctionMode
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from clamplib import __version__
-from clamplib.files import InputError, atomic_path, cause_of, read_object, show
-from clamplib.models.checkpoints import check_weights, load_weights, read_weights, weights_sha256, writing_weights
-from clamplib.models.encoders import CLaMP3Model, M3Model
-from clamplib.models.geometry import CONFIG_NAME, Geometry
+from clamplib.files import InputError, read_object, show
+from clamplib.models.configs import CONFIG_NAME
+from clamplib.models.geometry import Geometry
 from clamplib.models.hub import (
     CLAMP3_REPO,
     HUB_NAME,
@@ -39,45 +31,40 @@ from clamplib.models.hub import (
     fetch_file,
     fetch_folder,
     fetching,
+    weights_sha256,
 )
+from clamplib.models.tokenizer import TextTokenizer, fetch_tokenizer, read_tokenizer
+
+if TYPE_CHECKING:  # which imports torch
+    from clamplib.models.loading import LoadedModel
 
 MINI = Path(__file__).parents[1] / "mini"
 CLAMP3_WEIGHTS, M3_WEIGHTS = "model.safetensors", "m3.safetensors"
-TOKENIZER_NAME, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-TOKENIZER_BYTES = 1 << 28  # that of a vocabulary of 250,000 has 17 MB
-PANIC = "PanicException"  # what the Rust of tokenizers raises, which is not an Exception
-MODULES_NAME = "modules.json"
-MODULE_TYPES = {  # for sentence-transformers, by folder; saved variants contain these names, so they never change
-    "": "clamplib.embedding.sentence_transformer.CLaMP3Module",
-    "1_Normalize": "sentence_transformers.base.modules.normalize.Normalize",
-}
 
 
-@dataclass
-class LoadedModel:
-    """A model in evaluation mode.
+@dataclass(frozen=True)
+class FoundModel:
+    """A model whose weights are not read yet.
 
     Attributes:
-        model: CLaMP 3 or M3, in float32 on the CPU.
-        tokenizer: that of CLaMP 3's text encoder; None for M3.
+        path: the file of its weights.
         geometry: the sizes of the model.
         space: what identifies the embedding space; see `clamplib.space`.
+        folder: that of the variant, which states the geometry; None if the settings do.
+        m3: whether it is M3 and not CLaMP 3.
     """
 
-    model: CLaMP3Model | M3Model
-    tokenizer: PreTrainedTokenizerBase | None
+    path: Path
     geometry: Geometry
     space: dict
+    folder: Path | None
+    m3: bool
 
+    def load(self) -> "LoadedModel":
+        """Reads the weights and the tokenizer. Errors are those of `load_clamp3` and `load_m3`."""
+        from clamplib.models.loading import load_model
 
-class _NoInit(TorchFunctionMode):
-    """Skips the random weights of a new model, 8 s at the published size, because saved ones replace them."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", None) in ("normal_", "uniform_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+        return load_model(self)
 
 
 def load_clamp3(
@@ -87,8 +74,27 @@ def load_clamp3(
     epoch: int | None = None,
     geometry: Geometry | None = None,
     revision: str | None = None,
-) -> LoadedModel:
-    """Loads CLaMP 3 and its tokenizer.
+) -> "LoadedModel":
+    """Loads CLaMP 3 and its tokenizer. The arguments are those of `find_clamp3`.
+
+    Raises:
+        FileNotFoundError: the weights are not there and cannot be fetched; the message says what to do.
+        InputError: a file is damaged, the weights do not fit the geometry, or the tokenizer does not fit the weights.
+        ValueError: an epoch is named for a folder.
+    """
+    options = {"epoch": epoch, "geometry": geometry, "revision": revision}
+    return find_clamp3(variant, weights_folder=weights_folder, **options).load()
+
+
+def find_clamp3(
+    variant: str | Path,
+    *,
+    weights_folder: str | Path,
+    epoch: int | None = None,
+    geometry: Geometry | None = None,
+    revision: str | None = None,
+) -> FoundModel:
+    """Finds the weights of CLaMP 3.
 
     Args:
         variant: a variant (see the top of this module), the name of weights that you train, or a .pth file.
@@ -101,22 +107,17 @@ def load_clamp3(
 
     Raises:
         FileNotFoundError: the weights are not there and cannot be fetched; the message says what to do.
-        InputError: a file is damaged, the weights do not fit the geometry, or the tokenizer does not fit the weights.
+        InputError: a config is damaged.
         ValueError: an epoch is named for a folder.
     """
     folder = variant_folder(variant) or _fetch_variant(str(variant), revision)
     if folder:
         geometry, path = _folder_weights(folder, CLAMP3_WEIGHTS, epoch)
-        tokenizer = _read_tokenizer(folder)
     else:
         geometry = geometry or Geometry()
         names = [geometry.clamp3_weights_name(str(variant)), f"weights_clamp3_{variant}.pth"]
         path = _find_weights(variant, names, weights_folder, epoch, CLAMP3_REPO, revision)
-        tokenizer = load_tokenizer(geometry)
-    model = _load_model(CLaMP3Model.from_geometry, geometry, _stated(folder), path)
-    _check_tokenizer(tokenizer, model, folder or geometry.text_model_name)
-    _check_positions(model, geometry, _stated(folder))
-    return LoadedModel(model, tokenizer, geometry, _space(variant, path, geometry))
+    return FoundModel(path, geometry, _space(variant, path, geometry), folder, m3=False)
 
 
 def load_m3(
@@ -127,8 +128,27 @@ def load_m3(
     learning_rate: float = 1e-4,
     batch_size: int = 16,
     mask_ratio: float = 0.45,
-) -> LoadedModel:
-    """Loads M3, which has no tokenizer.
+) -> "LoadedModel":
+    """Loads M3, which has no tokenizer. The arguments are those of `find_m3`.
+
+    Raises:
+        FileNotFoundError: the weights are not there and cannot be fetched; the message says what to do.
+        InputError: the weights are damaged or do not fit the geometry.
+    """
+    settings = {"learning_rate": learning_rate, "batch_size": batch_size, "mask_ratio": mask_ratio}
+    return find_m3(variant, weights_folder=weights_folder, geometry=geometry, **settings).load()
+
+
+def find_m3(
+    variant: str | Path,
+    *,
+    weights_folder: str | Path,
+    geometry: Geometry | None = None,
+    learning_rate: float = 1e-4,
+    batch_size: int = 16,
+    mask_ratio: float = 0.45,
+) -> FoundModel:
+    """Finds the weights of M3.
 
     Args:
         variant: a folder with M3 in it, a .pth file, or any other name for the weights in `weights_folder`.
@@ -138,7 +158,7 @@ def load_m3(
 
     Raises:
         FileNotFoundError: the weights are not there and cannot be fetched; the message says what to do.
-        InputError: the weights are damaged or do not fit the geometry.
+        InputError: a config is damaged.
     """
     folder = variant_folder(variant) or _fetch_variant(str(variant), None)
     if folder:
@@ -147,52 +167,7 @@ def load_m3(
         geometry = geometry or Geometry()
         names = [geometry.m3_weights_name(learning_rate, batch_size, mask_ratio)]
         path = _find_weights(variant, names, weights_folder, None, M3_REPO)
-    model = _load_model(M3Model.from_geometry, geometry, _stated(folder), path)
-    return LoadedModel(model, None, geometry, _space(variant, path, geometry))
-
-
-def save_variant(
-    folder: str | Path,
-    model: CLaMP3Model,
-    tokenizer: PreTrainedTokenizerFast,
-    geometry: Geometry,
-    m3: M3Model | None = None,
-    dtype: torch.dtype = torch.float16,
-) -> None:
-    """Writes a variant's folder, which `load_clamp3` and `load_m3` then need nothing else for.
-
-    Args:
-        folder: the folder; it is made if there is none.
-        model: CLaMP 3.
-        tokenizer: its tokenizer.
-        geometry: its sizes.
-        m3: M3, if the variant shall have it.
-        dtype: the precision in which weights are saved.
-    """
-    folder = Path(folder)
-    text_config = dict(geometry.text_config or model.text_model.config.to_dict())
-    text_config.pop("_name_or_path", None)  # a path on the machine where it was trained
-    _write_json(folder / CONFIG_NAME, replace(geometry, text_config=text_config).to_dict())
-    modules = []
-    for number, (path, type_) in enumerate(MODULE_TYPES.items()):
-        modules.append({"idx": number, "name": str(number), "path": path, "type": type_})
-    _write_json(folder / MODULES_NAME, modules)
-    tokenizer.save_pretrained(folder)
-    _write_weights(folder / CLAMP3_WEIGHTS, model, dtype)
-    if m3 is not None:
-        _write_weights(folder / M3_WEIGHTS, m3, dtype)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype) -> None:
-    state = {name: value.to("cpu", dtype, copy=True) for name, value in model.state_dict().items()}
-    with writing_weights(path) as temporary:
-        save_file(state, temporary)
-        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+    return FoundModel(path, geometry, _space(variant, path, geometry), folder, m3=True)
 
 
 def variant_folder(variant: str | Path) -> Path | None:
@@ -203,7 +178,7 @@ def variant_folder(variant: str | Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def load_tokenizer(geometry: Geometry) -> PreTrainedTokenizerBase:
+def load_tokenizer(geometry: Geometry) -> TextTokenizer:
     """Loads the tokenizer of the geometry's text model, from its folder, the hub or the hub's cache.
 
     Raises:
@@ -212,87 +187,9 @@ def load_tokenizer(geometry: Geometry) -> PreTrainedTokenizerBase:
     """
     name = geometry.text_model_name
     if Path(name).is_dir():
-        return _read_tokenizer(Path(name))
+        return read_tokenizer(name)
     with fetching(f"the tokenizer of {name}", f"Run once with a network, {USE_MINI}."):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-
-
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Reads the tokenizer in a folder."""
-    path = folder / TOKENIZER_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"{show(folder)}: expected a folder of a text model with {TOKENIZER_NAME} in it")
-    if (size := path.stat().st_size) > TOKENIZER_BYTES:
-        raise InputError(f"{show(path)}: expected a tokenizer of at most {TOKENIZER_BYTES:,} bytes, got {size:,}")
-    if (folder / TOKENIZER_CONFIG).is_file():
-        read_object(folder / TOKENIZER_CONFIG, "a tokenizer's settings")
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    except BaseException as error:
-        raise _tokenizer_error(path, error) from error
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: CLaMP3Model, source: str | Path) -> None:
-    """Raises InputError if a tokenizer cannot encode a text for the model's text encoder."""
-    path = Path(source, TOKENIZER_NAME)
-    try:
-        if not tokenizer.sep_token or tokenizer.pad_token_id is None:
-            raise ValueError("its settings name no separator or no padding token")
-        tokenizer(tokenizer.sep_token.join("ab"))
-        highest = max(tokenizer.get_vocab().values())
-    except BaseException as error:
-        raise _tokenizer_error(path, error) from error
-    words = model.text_model.get_input_embeddings().num_embeddings
-    if highest >= words:
-        raise InputError(f"{show(path)}: expected tokens below {words}, as the text encoder has, got {highest}")
-
-
-def _check_positions(model: CLaMP3Model, geometry: Geometry, source: str) -> None:
-    """Raises InputError if the text encoder has fewer positions than a segment of text has tokens."""
-    positions = getattr(model.text_model.embeddings, "position_embeddings", None)
-    if positions is None:  # it reads relative positions
-        return
-    first = 0 if positions.padding_idx is None else positions.padding_idx + 1
-    if geometry.max_text_length > positions.num_embeddings - first:
-        raise InputError(
-            f"{source}: expected a max_text_length of at most {positions.num_embeddings - first}, as the text encoder "
-            f"has positions, got {geometry.max_text_length}"
-        )
-
-
-def _tokenizer_error(path: Path, error: BaseException) -> BaseException:
-    """What to raise if a tokenizer fails: InputError, or the error itself if it is none of the tokenizer."""
-    if not isinstance(error, Exception) and type(error).__name__ != PANIC:
-        return error
-    return InputError(f"{show(path)}: expected the tokenizer of a text encoder ({cause_of(error)})")
-
-
-def _load_model(
-    make: Callable[[Geometry], CLaMP3Model | M3Model], geometry: Geometry, source: str, path: Path
-) -> CLaMP3Model | M3Model:
-    """Makes a model of the geometry, which `source` states, and loads its weights from a file, as float32."""
-    try:
-        with torch.device("meta"):  # takes no memory
-            sketch = make(geometry)
-    except InputError:
-        raise
-    except OSError as error:
-        name = show(geometry.text_model_name)
-        raise FileNotFoundError(
-            f"{source}: its text model {name} is not a folder and could not be fetched ({cause_of(error)})"
-        ) from error
-    except Exception as error:  # transformers and huggingface_hub raise a dozen kinds
-        raise InputError(f"{source}: expected sizes of which a model can be made ({cause_of(error)})") from error
-    check_weights(sketch, path)
-    with _NoInit():
-        model = make(geometry)
-    load_weights(model, read_weights(path), path)
-    return model.float().eval()
-
-
-def _stated(folder: Path | None) -> str:
-    """Names what states a geometry: the config.json of a folder, or the settings."""
-    return show(folder / CONFIG_NAME) if folder else "the settings"
+        return fetch_tokenizer(name)
 
 
 def _space(variant: str | Path, path: Path, geometry: Geometry) -> dict:

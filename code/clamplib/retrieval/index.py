@@ -28,9 +28,10 @@ UNIT_TOLERANCE = 1e-3  # how far the length of a unit vector may be from 1
 LOCK_SECONDS = 600  # how long a writer waits for a search to end, or for another writer
 MAX_WIDTH = 1 << 20  # values per vector
 MATRIX_NAME = re.compile(r"vectors-[0-9a-f]{32}\.f32")
+FILTERS_KEPT = 8  # whose rows an open index remembers; 8 MB each per million records
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """What an index keeps of a file besides its vector."""
 
@@ -195,6 +196,7 @@ class ExactIndex(Index):
             InputError: there is no index to open, or it holds vectors of another space or width.
         """
         self.location = str(folder)
+        self._snapshot: _Snapshot | None = None
         if width:
             self._create(space, width)
         elif not Path(folder, self.TABLE).is_file():
@@ -259,6 +261,21 @@ class ExactIndex(Index):
             return np.empty((0, self.width), np.float32)
         return np.memmap(path, "<f4", "r", shape=(rows, self.width))
 
+    def _current(self, table: sqlite3.Connection) -> "_Snapshot":
+        """Returns the matrix as it is now, and what is remembered of it."""
+        version = (*self._matrix_file(table), _version(table))
+        if not self._snapshot or self._snapshot.version != version:
+            self._snapshot = _Snapshot(version, self._matrix(table))
+        return self._snapshot
+
+    def _raise_version(self, table: sqlite3.Connection) -> None:
+        """Tells everyone who has the index open that what they remember of it is out of date."""
+        table.execute(f"PRAGMA user_version = {(_version(table) + 1) % (1 << 31)}")
+        self._snapshot = None
+
+    def close(self) -> None:
+        self._snapshot = None
+
     def _new_matrix(self, blocks: Iterable[np.ndarray], width: int) -> str:
         """Writes rows to a new file and returns its name."""
         name = f"vectors-{uuid.uuid4().hex}.f32"
@@ -270,7 +287,11 @@ class ExactIndex(Index):
             return table.execute("SELECT count(*) FROM records").fetchone()[0]
 
     def records(self) -> list[Record]:
-        return [Record(*fields) for fields in self._fields("path, key, label, modality")]
+        known: dict[str, str] = {}  # a label or modality is one object, however many records have it
+        records = []
+        for path, key, label, modality in self._fields("path, key, label, modality"):
+            records.append(Record(path, key, known.setdefault(label, label), known.setdefault(modality, modality)))
+        return records
 
     def paths(self) -> set[str]:
         return {path for (path,) in self._fields("path")}
@@ -278,9 +299,9 @@ class ExactIndex(Index):
     def keys(self) -> set[str]:
         return {key for (key,) in self._fields("DISTINCT key")}
 
-    def _fields(self, columns: str) -> list[tuple[str, ...]]:
+    def _fields(self, columns: str) -> Iterator[tuple[str, ...]]:
         with self._transaction() as table:
-            return [_texts(row) for row in table.execute(f"SELECT {columns} FROM records")]
+            yield from map(_texts, table.execute(f"SELECT {columns} FROM records"))
 
     def vectors(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         with self._transaction() as table:
@@ -302,12 +323,14 @@ class ExactIndex(Index):
                 fields = (record.path, record.key, record.label, record.modality)
                 table.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", (*map(os.fsencode, fields), row))
             table.execute("UPDATE state SET rows = ?", (rows + len(records),))
+            self._raise_version(table)
         if replaced:
             self._compact()
 
     def remove(self, paths: Iterable[str]) -> None:
         with self._transaction("BEGIN IMMEDIATE") as table:
             removed = _delete(table, paths)
+            self._raise_version(table)
         if removed:
             self._compact()
 
@@ -324,6 +347,7 @@ class ExactIndex(Index):
                     " WHERE path = own"
                 )
                 table.execute("UPDATE state SET matrix = ?, rows = ?", (name, count))
+                self._raise_version(table)
         with self._transaction("BEGIN IMMEDIATE") as table:  # no other writer has an uncommitted matrix now
             _, _, name, _ = _state(table)
             for path in Path(self.location).glob("vectors-*.f32"):
@@ -332,9 +356,10 @@ class ExactIndex(Index):
 
     def _search(self, queries: np.ndarray, top_k: int, terms: list[tuple[str, str, str]]) -> list[list[Match]]:
         with self._transaction() as table:
-            matrix = self._matrix(table)
+            current = self._current(table)
+            rows = current.rows(table, terms)
             with np.errstate(all="ignore"):  # of a damaged matrix; see below
-                best, similarities = similarity.search(queries, matrix, top_k, _rows(table, matrix, terms))
+                best, similarities = similarity.search(queries, current.matrix, top_k, rows)
             if not (abs(similarities) <= 1 + 3 * UNIT_TOLERANCE).all():
                 raise InputError(
                     f"{show(self._matrix_file(table)[0])}: expected vectors of length 1, got others, so that it is "
@@ -348,6 +373,29 @@ class ExactIndex(Index):
         for rows, values in zip(best.tolist(), similarities.tolist(), strict=True):
             found.append([Match(*records[row], value) for row, value in zip(rows, values, strict=True)])
         return found
+
+
+class _Snapshot:
+    """The matrix at one version of an index, and the rows that the last filters kept of it."""
+
+    def __init__(self, version: tuple, matrix: np.ndarray):
+        self.version = version
+        self.matrix = matrix
+        self._kept: dict[tuple, np.ndarray] = {}  # by the terms of a filter
+
+    def rows(self, table: sqlite3.Connection, terms: Iterable[tuple[str, str, str]]) -> np.ndarray:
+        """Returns the rows in the matrix of the records for which all terms hold: int64 [N], ascending."""
+        terms = tuple(terms)
+        rows = self._kept.pop(terms, None)
+        self._kept[terms] = rows = _rows(table, self.matrix, terms) if rows is None else rows
+        for forgotten in list(self._kept)[:-FILTERS_KEPT]:
+            self._kept.pop(forgotten, None)
+        return rows
+
+
+def _version(table: sqlite3.Connection) -> int:
+    """Returns a number that every write raises."""
+    return table.execute("PRAGMA user_version").fetchone()[0]
 
 
 def _refuse_other_lengths(vectors: np.ndarray, names: Sequence[str]) -> None:
@@ -413,7 +461,8 @@ def _check_rows(rows: np.ndarray, matrix: np.ndarray) -> None:
 def _rows(table: sqlite3.Connection, matrix: np.ndarray, terms: Sequence[tuple[str, str, str]] = ()) -> np.ndarray:
     """Returns the rows in the matrix of the records for which all terms hold: int64 [N], ascending."""
     if not terms:
-        count, last = table.execute("SELECT count(*), max(row) FROM records").fetchone()
+        [count] = table.execute("SELECT count(*) FROM records").fetchone()
+        [last] = table.execute("SELECT max(row) FROM records").fetchone()  # both at once would read every record
         if count and last == count - 1 and count <= len(matrix):  # no row is unused
             return np.arange(count)
     where = " AND ".join(f"{name} {operator} ?" for name, operator, _ in terms) or "1"

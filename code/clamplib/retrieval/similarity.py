@@ -18,6 +18,7 @@ from clamplib.space import check_same_space, read_space
 
 FLOAT32 = np.finfo(np.float32)
 BLOCK_VALUES = 1 << 25  # similarities, or values of vectors, in memory at a time: 128 MiB of float32
+COPY_COST = 8  # rows that are multiplied in place in the time that copying one row out takes
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def load_features(folder: str | Path) -> Features:
         got = vectors.pop(path).size
         failures.append(InputError(f"{show(path)}: expected {width} values like most features here, got {got}"))
     paths = list(vectors)
-    matrix, lengths = normalize(np.stack(list(vectors.values())))
+    matrix, lengths = normalize(np.stack(list(vectors.values())), in_place=True)
     return Features([key(path, folder) for path in paths], matrix, lengths, paths, failures, space)
 
 
@@ -109,17 +110,19 @@ def load_folders(query_folder: str | Path, reference_folder: str | Path) -> tupl
     return queries, references
 
 
-def normalize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def normalize(vectors: np.ndarray, *, in_place: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Scales vectors to length 1.
 
     Args:
         vectors: [N, D], no row of which is all zeros.
+        in_place: changes the vectors, float32, instead of copying them.
 
     Returns:
         The unit rows, float32 [N, D], and the original lengths, float32 [N].
     """
     lengths = _lengths(vectors).astype(np.float32)
-    return (vectors / lengths[:, None]).astype(np.float32, copy=False), lengths
+    units = np.divide(vectors, lengths[:, None], out=vectors if in_place else None)
+    return units.astype(np.float32, copy=False), lengths
 
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:
@@ -165,25 +168,54 @@ def search(
     """
     if top_k < 1:
         raise ValueError(f"expected top_k of at least 1, got {top_k}")
-    rows = np.arange(len(references)) if rows is None else rows
-    top_k = min(top_k, len(rows))
+    top_k = min(top_k, len(references if rows is None else rows))
     best = np.zeros((len(queries), top_k), np.int64)
     similarities = np.full((len(queries), top_k), -np.inf, np.float32)
     searched = 0
-    for block in row_blocks(references, rows):
-        block_k = min(top_k, len(block))
+    for numbers, block, places in _blocks_with(references, rows, len(queries)):
+        block_k = min(top_k, len(numbers))
         for start, products in similarity_blocks(queries, block):
             for query, row in enumerate(products, start):
+                row = row if places is None else row[places]
                 # Only what reaches the worst result so far is sorted. After the first block that is next to nothing.
                 full = searched >= top_k
                 least = similarities[query, -1] if full else np.partition(row, -block_k)[-block_k]
                 near = np.flatnonzero(row >= least)
                 found = np.concatenate([similarities[query], row[near]])
                 order = np.argsort(-found, kind="stable")[:top_k]
-                best[query] = np.concatenate([best[query], rows[searched + near]])[order]
+                best[query] = np.concatenate([best[query], numbers[near]])[order]
                 similarities[query] = found[order]
-        searched += len(block)
+        searched += len(numbers)
     return best, similarities
+
+
+def _blocks_with(
+    matrix: np.ndarray, rows: np.ndarray | None, queries: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Divides a matrix [N, D] into blocks that hold the given rows, or all rows.
+
+    Yields:
+        The numbers of those rows, int64 [m], a block [n, D] with them, and their places in it, or None where the block
+        holds no other rows. Few rows are copied out. Of many, the whole block is multiplied in place.
+    """
+    # Large blocks are multiplied fastest. Memory bounds the values that are copied, and the similarities.
+    width = matrix.shape[1]
+    step = max(1, BLOCK_VALUES // max(1, width // COPY_COST, min(2 * queries, width)))
+    for start in range(0, len(matrix), step):
+        if rows is None:
+            numbers = np.arange(start, min(start + step, len(matrix)))
+        else:
+            first, last = np.searchsorted(rows, (start, start + step))
+            numbers = rows[first:last]
+        if not len(numbers):
+            continue
+        block, places = matrix[numbers[0] : numbers[-1] + 1], numbers - numbers[0]
+        if len(numbers) == len(block):
+            yield numbers, block, None
+        elif len(numbers) * COPY_COST < len(block):
+            yield numbers, block[places], None
+        else:
+            yield numbers, block, places
 
 
 def row_blocks(matrix: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -3,14 +3,17 @@
 Over several processes, the mean of their losses is the loss of the whole batch, as if one process had seen it.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from clamplib.evaluation.metrics import ranks, retrieval_metrics
 from clamplib.formats.patchilizer import M3Patchilizer
@@ -69,11 +72,22 @@ class CLaMP3Objective:
         batch_size: the pairs per batch of the evaluation, of all processes together.
         mask_same_text: items with equal texts or ids are not negatives of each other.
         pair_weight: the weight of the contrast between the two files of a piece, where items have two.
+        accumulation: how many parts each batch is encoded in, one after the other. The loss is that of the whole batch.
+            With more than one part, a training keeps only the features of each, and encodes the part again in the
+            backward pass (gradient caching).
+
+    Raises:
+        ValueError: there is less than one part.
     """
 
     batch_size: int
     mask_same_text: bool = False
     pair_weight: float = 0.0
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        if self.accumulation < 1:
+            raise ValueError(f"accumulation must be at least 1, not {self.accumulation}")
 
     def loss(self, model: CLaMP3Model, batch: dict) -> torch.Tensor:
         """Returns the contrastive loss.
@@ -81,7 +95,7 @@ class CLaMP3Objective:
         Where items have two files of a piece, it is the mean of the losses of the text with each file, plus
         `pair_weight` times the loss of one file with the other.
         """
-        text, music = _encode(model, batch)
+        text, music = _encode(model, batch, self.accumulation)
         same = self._same_rows(batch["keys"])
         loss = sum(model.contrast(text, features, same) for features in music) / len(music)
         if len(music) == 2:
@@ -93,7 +107,7 @@ class CLaMP3Objective:
 
         The metrics are those of each text's own piece among all pieces, by cosine similarity.
         """
-        text, music, keys = _gather_features(model, batches)
+        text, music, keys = _gather_features(model, batches, self.accumulation)
         return {"loss": self._mean_loss(model, text, music, keys), **_retrieval(text, music)}
 
     def _mean_loss(self, model: CLaMP3Model, text: torch.Tensor, music: torch.Tensor, keys: torch.Tensor) -> float:
@@ -110,39 +124,54 @@ class CLaMP3Objective:
         return equal_rows(keys) if self.mask_same_text else None
 
 
-def _encode(model: CLaMP3Model, batch: dict) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _encode(model: CLaMP3Model, batch: dict, parts: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Text features [B, H], and those of each file; patches are integers and audio frames are floats."""
-    text = _in_chunks(model.get_text_features, batch["text_inputs"], batch["text_masks"])
+    text = _in_parts(model.get_text_features, batch["text_inputs"], batch["text_masks"], parts)
     music = []
     for inputs, masks in batch["music"]:
         encode = model.get_audio_features if inputs.is_floating_point() else model.get_symbolic_features
-        music.append(_in_chunks(encode, inputs, masks))
+        music.append(_in_parts(encode, inputs, masks, parts))
     return text, music
 
 
-def _in_chunks(encode: Callable, inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Global features [B, H]. A CPU encodes a few rows of similar length at a time, which stay in its cache."""
-    if inputs.device.type != "cpu":
+def _in_parts(encode: Callable, inputs: torch.Tensor, masks: torch.Tensor, parts: int) -> torch.Tensor:
+    """Global features [B, H], from rows of similar length at a time.
+
+    A CPU encodes a few rows at a time in any case, because they stay in its cache. Several parts are checkpointed: the
+    backward pass encodes each of them again, with the same dropout.
+    """
+    count = math.ceil(len(inputs) / parts)
+    if inputs.device.type == "cpu":
+        count = min(count, ROWS_AT_ONCE)
+    elif parts == 1:
         return encode(inputs, masks, get_global=True)
-    lengths = masks.sum(1)
+    encode_rows = partial(checkpoint, _encode_rows, use_reentrant=False) if parts > 1 else _encode_rows
+    lengths = masks.sum(1).cpu()
     order = lengths.argsort()
     features = []
-    for rows in order.split(ROWS_AT_ONCE):
-        longest = int(lengths[rows].max())
-        features.append(encode(inputs[rows, :longest], masks[rows, :longest], get_global=True))
+    for rows in order.split(count):
+        features.append(encode_rows(encode, inputs, masks, rows, int(lengths[rows].max())))
     return torch.cat(features)[order.argsort()]
 
 
-def _gather_features(model: CLaMP3Model, batches: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _encode_rows(
+    encode: Callable, inputs: torch.Tensor, masks: torch.Tensor, rows: torch.Tensor, length: int
+) -> torch.Tensor:
+    return encode(inputs[rows, :length], masks[rows, :length], get_global=True)
+
+
+def _gather_features(
+    model: CLaMP3Model, batches: Iterable[dict], parts: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Text features, music features and keys of the items of all processes, in the order of the items."""
     own = []
     for batch in batches:
-        text, music = _encode(model, batch)
+        text, music = _encode(model, batch, parts)
         own.append((batch["indices"].cpu(), text.float().cpu(), music[0].float().cpu(), batch["keys"].cpu()))
-    parts = []
+    shares = []
     for share in distributed.gather(own):
-        parts += share
-    indices, text, music, keys = (torch.cat(column) for column in zip(*parts, strict=True))
+        shares += share
+    indices, text, music, keys = (torch.cat(column) for column in zip(*shares, strict=True))
     order = indices.argsort()
     device = next(model.parameters()).device
     return text[order].to(device), music[order].to(device), keys[order].to(device)

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
-from clamplib.command import guarded, make_parser
+from clamplib.command import guarded
 from clamplib.files import check_writable
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models import distributed
@@ -26,6 +26,7 @@ from clamplib.training.batches import BatchLoader, CollateCLaMP3, collate_m3, ma
 from clamplib.training.datasets import CLaMP3Dataset, M3Dataset
 from clamplib.training.loop import Training, fit
 from clamplib.training.objectives import CLaMP3Objective, M3Objective
+from clamplib.training.options import settings_prefix
 from clamplib.training.pieces import Piece, find_pieces, read_pieces, split_pieces
 from clamplib.training.state import TrainingRecipe, start_curves
 
@@ -34,28 +35,6 @@ FROZEN = {  # the parts of the model that training on a modality leaves as they 
     "symbolic": ["audio_model", "audio_proj"],
     "audio": ["symbolic_model", "symbolic_proj"],
 }
-
-
-def training_parser(doc: str, modality: str | None = None) -> argparse.ArgumentParser:
-    """Makes the command line of a training script.
-
-    Args:
-        doc: the script's docstring (see `command.help_of`).
-        modality: "symbolic" or "audio" for CLaMP 3; None for M3.
-    """
-    parser = make_parser(doc)
-    parser.add_argument(
-        "--config",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="files of assignments that replace those of config.py; a later file replaces those of an earlier one",
-    )
-    parser.add_argument("--epochs", type=int, help=f"replaces {_prefix(modality)}_NUM_EPOCH")
-    if modality:
-        parser.add_argument("--freeze_text", action="store_true", help="sets FREEZE_TEXT: the text encoder stays as is")
-    return parser
 
 
 @guarded
@@ -74,21 +53,17 @@ def run_training(args: argparse.Namespace, config: str | Path, modality: str | N
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers already use the cores
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent; if it is killed, the state is saved
         watch_parent(os.getppid(), partial(os.kill, os.getpid(), signal.SIGTERM))
-    device = distributed.start()
+    distributed.start()
+    device = distributed.own_device()
     settings = load_settings(*args.config, config=config)
     if modality and args.freeze_text:
         settings.FREEZE_TEXT = True
     if args.epochs is not None:
-        setattr(settings, f"{_prefix(modality)}_NUM_EPOCH", args.epochs)
+        setattr(settings, f"{settings_prefix(modality)}_NUM_EPOCH", args.epochs)
     with _messages_on_terminal():
         stopped_by = _train(settings, modality, device)
     distributed.stop()  # not after an error, when the others are not there; they notice that this process ends
     return 128 + stopped_by if stopped_by else 0
-
-
-def _prefix(modality: str | None) -> str:
-    """What the names of a model's settings begin with."""
-    return "CLAMP3" if modality else "M3"
 
 
 def _train(settings: SimpleNamespace, modality: str | None, device: torch.device) -> int:
@@ -101,9 +76,11 @@ def _train(settings: SimpleNamespace, modality: str | None, device: torch.device
     training = clamp3_training(settings, modality, recipe) if modality else m3_training(settings)
     if device.type == "cpu":
         for part in training.model.modules():
-            if isinstance(part, PreTrainedModel):
+            if hasattr(part, "set_attn_implementation"):  # of transformers
                 part.set_attn_implementation("eager")  # its backward pass is faster on a CPU
-    prefix = _prefix(modality)
+    if settings.GRADIENT_CHECKPOINTING:
+        checkpoint_layers(training.model)
+    prefix = settings_prefix(modality)
     report = start_curves(
         project=prefix.lower(),
         name=recipe.weights_path.stem,
@@ -127,9 +104,23 @@ def _messages_on_terminal() -> Iterator[None]:
         log.removeHandler(handler)
 
 
+def checkpoint_layers(model: nn.Module) -> None:
+    """Makes the encoders and the decoder of a model keep only each layer's input for the backward pass of a training.
+
+    Raises:
+        ValueError: a text model of transformers cannot do this.
+    """
+    for module in model.modules():
+        if hasattr(module, "gradient_checkpointing_enable"):  # of transformers, where the method is being renamed
+            enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        elif hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = True
+
+
 def make_recipe(settings: SimpleNamespace, modality: str | None = None) -> TrainingRecipe:
     """Makes the recipe of the settings, for CLaMP 3 on a modality or, without one, for M3."""
-    prefix = _prefix(modality)
+    prefix = settings_prefix(modality)
     own = {name.removeprefix(f"{prefix}_"): value for name, value in vars(settings).items()}
     stage = {"modality": modality, "freeze_text": settings.FREEZE_TEXT} if modality else {}
     return TrainingRecipe(
@@ -220,6 +211,7 @@ def clamp3_training(settings: SimpleNamespace, modality: str, recipe: TrainingRe
         batch_size=settings.CLAMP3_BATCH_SIZE * distributed.world_size(),
         mask_same_text=settings.MASK_SAME_TEXT,
         pair_weight=settings.PAIR_WEIGHT,
+        accumulation=settings.CLAMP3_ACCUMULATION,
     )
     collate = CollateCLaMP3(tokenizer.pad_token_id)
     make_batches = partial(_loader, batch_size=settings.CLAMP3_BATCH_SIZE, collate=collate, settings=settings)

@@ -1,0 +1,184 @@
+"""The encoder of BERT and XLM-R in plain torch, under the parameter names of the published weights.
+
+Importing this is several times faster than importing the same from transformers. Configs of transformers are accepted,
+and tests compare the states with those of transformers' models.
+
+Shapes: B items, L tokens, H hidden size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from clamplib.models.configs import XLM_R, AnyConfig
+
+
+class Output:
+    """The base of what models return: each value by attribute, by name, and by index among those that are there."""
+
+    def __getitem__(self, key: str | int) -> torch.Tensor:
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        return values[key] if isinstance(key, str) else list(values.values())[key]
+
+
+@dataclass
+class EncoderOutput(Output):
+    """The states of the last layer, float [B, L, H]."""
+
+    last_hidden_state: torch.Tensor
+
+
+class Model(nn.Module):
+    """A module with the attributes that callers read from a transformers model: `config`, `device` and `dtype`."""
+
+    def __init__(self, config: AnyConfig):
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters, to which inputs are moved."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters."""
+        return next(self.parameters()).dtype
+
+
+class Bert(Model):
+    """BERT or XLM-R without a head.
+
+    The weights of the pooler are not used. They are here because the published files hold them.
+
+    Args:
+        config: of an encoder that `configs.is_bert`; one of transformers is taken too.
+
+    Attributes:
+        gradient_checkpointing: computes the states within a layer again in the backward pass of a training, in place of
+            keeping them.
+    """
+
+    def __init__(self, config: AnyConfig):
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
+        self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
+        self.gradient_checkpointing = False
+        self.apply(self._initialize)
+
+    def _initialize(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Returns the embeddings of the words."""
+        return self.embeddings.word_embeddings
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> EncoderOutput:
+        """Encodes words or vectors.
+
+        Args:
+            input_ids: words [B, L].
+            attention_mask: 1 at data and 0 at padding [B, L]; None: there is no padding.
+            inputs_embeds: vectors [B, L, H] in place of words.
+
+        Raises:
+            ValueError: both or none of the two inputs are given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected either input_ids or inputs_embeds")
+        states = self.embeddings(input_ids, inputs_embeds)
+        if attention_mask is not None:
+            attention_mask = attention_mask.bool()[:, None, None]
+        for layer in self.encoder.layer:
+            if self.gradient_checkpointing and self.training:
+                states = checkpoint(layer, states, attention_mask, use_reentrant=False)
+            else:
+                states = layer(states, attention_mask)
+        return EncoderOutput(states)
+
+
+class Embeddings(nn.Module):
+    """Sums the embeddings of words, or vectors in their place, and those of positions."""
+
+    def __init__(self, config: AnyConfig):
+        super().__init__()
+        size, padding = config.hidden_size, config.pad_token_id
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding)
+        first = padding if config.model_type == XLM_R else None  # XLM-R begins to count after the position of padding
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size, first)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
+        self.LayerNorm = nn.LayerNorm(size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, words: torch.Tensor | None, vectors: torch.Tensor | None) -> torch.Tensor:
+        padding = self.position_embeddings.padding_idx
+        if padding is not None and words is not None:  # padding is not counted, wherever it stands
+            data = words != padding
+            positions = self.position_embeddings(data.cumsum(1) * data + padding)
+        else:
+            first = 0 if padding is None else padding + 1
+            length = (words if vectors is None else vectors).shape[1]
+            positions = self.position_embeddings.weight[first : first + length]
+        if vectors is None:
+            vectors = self.word_embeddings(words)
+        return self.dropout(self.LayerNorm(vectors + (positions + self.token_type_embeddings.weight[0])))
+
+
+class Layer(nn.Module):
+    """Attention and a feed-forward network, each of which is added to its input and normalized."""
+
+    def __init__(self, config: AnyConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
+        self.output = Residual(config.intermediate_size, config)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        states = self.attention(states, mask)
+        return self.output(F.gelu(self.intermediate.dense(states)), states)
+
+
+class Attention(nn.Module):
+    """Attention of each token to all tokens that are not padding."""
+
+    def __init__(self, config: AnyConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)  # is never called, but says how much
+        self.self = nn.ModuleDict({name: nn.Linear(size, size) for name in ("query", "key", "value")})
+        self.output = Residual(size, config)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        heads = [linear(states).unflatten(2, (self.heads, -1)).transpose(1, 2) for linear in self.self.values()]
+        dropout = self.dropout.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)  # [B, heads, L, H / heads]
+        return self.output(mixed.transpose(1, 2).flatten(2), states)
+
+
+class Residual(nn.Module):
+    """A linear layer, whose result is added to what went into the block and normalized."""
+
+    def __init__(self, input_size: int, config: AnyConfig):
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dropout(self.dense(states)) + residual)
