@@ -1,21 +1,29 @@
-"""Training steps of CLaMP 3 with 2 loader workers against none, and the share of time that they wait for data.
+"""Training steps of CLaMP 3: their speed, their wait for data, and their memory.
 
-Music and features are read from files, and from shards that pack these files. On a GPU the model and the batch have the
+The first rows compare 2 loader workers with none. Music and features are read from files, and from shards that pack
+these files. The next rows compare steps at the published width with their matrix products alone. The last rows compare
+steps that save memory with a plain one, each in a process of its own. On a GPU the model and the batch have the
 published size; on a CPU the model has the size of `mini`.
 """
 
 import json
+import multiprocessing
+import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
 import clamplib
-from bench.common import CORPUS, Row
+from bench.common import CORPUS, Row, seconds
 from bench.models import XLM_R
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models.encoders import CLaMP3Model
@@ -26,10 +34,12 @@ from clamplib.training.loop import to_device
 from clamplib.training.objectives import CLaMP3Objective
 from clamplib.training.packing import pack
 from clamplib.training.pieces import read_pieces
+from clamplib.training.script import checkpoint_layers
 from clamplib.training.state import TrainingRecipe, TrainingState
 
 MINI = Path(clamplib.__file__).parent / "mini"
 GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
 BATCH = 256 if GPU else 16
 ITEMS = 100  # items whose preparation is timed alone
 WARM_UP, STEPS = 4, 8  # workers prepare two batches each while the first steps are taken
@@ -38,10 +48,21 @@ FRAMES = (20, 127)  # length of its features, 5 seconds per frame
 SHARD_SIZE = 10**8
 
 
+TOKENS = 92  # of a random text
+LENGTHS = {"symbolic": 512, "audio": 75}  # of random music
+PRODUCT = (2048, 768, 3072)  # the sizes of a large product, which gives the machine's rate
+MEMORY_BATCH = 256 if GPU else 128
+LESS_MEMORY = {  # the number of parts, and whether layers are computed again
+    "plain": (1, False),
+    "4 parts": (4, False),
+    "16 parts": (16, False),
+    "layers computed again": (1, True),
+}
+
+
 def rows() -> Iterator[Row]:
-    """Yields four comparisons."""
-    mini = Geometry.from_dict(json.loads((MINI / "config.json").read_text("utf-8")))
-    geometry = Geometry(text_config=XLM_R) if GPU else mini
+    """Yields four comparisons of loaders, two with matrix products, and those of memory."""
+    geometry = _geometry()
     model = CLaMP3Model.from_geometry(geometry)
     with tempfile.TemporaryDirectory() as folder:
         jsonl = _write_pieces(Path(folder), geometry.audio_hidden_size)
@@ -50,6 +71,14 @@ def rows() -> Iterator[Row]:
         for modality in ("symbolic", "audio"):
             for name, source in sources.items():
                 yield _compare(model, geometry, modality, name, source)
+    del model
+    for modality in LENGTHS:
+        yield _compare_with_products(modality)
+    yield from _memory()
+
+
+def _geometry() -> Geometry:
+    return Geometry(text_config=XLM_R) if GPU else Geometry.from_dict(json.loads((MINI / "config.json").read_text()))
 
 
 def _write_pieces(folder: Path, audio_size: int) -> Path:
@@ -98,21 +127,133 @@ def _train(model: CLaMP3Model, dataset: CLaMP3Dataset, workers: int) -> tuple[fl
     """Returns the seconds that the steps take, and the share of them spent waiting for data."""
     collate = CollateCLaMP3(dataset.tokenizer.pad_token_id)
     batches = iter(make_loader(dataset, BATCH, collate, num_workers=workers))
-    recipe = TrainingRecipe(weights_path=Path("none"), logs_path=Path("none"), epochs=1, learning_rate=1e-5)
-    device = torch.device("cuda" if GPU else "cpu")
-    state = TrainingState(model.to(device).train(), recipe, STEPS, device)
-    objective = CLaMP3Objective(batch_size=BATCH)
-
-    def step(batch: dict) -> None:
-        with state.autocast():
-            loss = objective.loss(model, to_device(batch, device))
-        state.step(loss)
-
+    step = _Step(model)
     for _ in range(WARM_UP):
         step(next(batches))
     start, stopwatch = time.perf_counter(), Stopwatch()
     for batch in stopwatch.watch(batches):
         step(batch)
+    _finish()
+    return time.perf_counter() - start, stopwatch.share()
+
+
+class _Step:
+    """A step of a training."""
+
+    def __init__(self, model: CLaMP3Model, accumulation: int = 1):
+        recipe = TrainingRecipe(weights_path=Path("none"), logs_path=Path("none"), epochs=1, learning_rate=1e-5)
+        self._state = TrainingState(model.to(DEVICE).train(), recipe, STEPS, DEVICE)
+        self._objective = CLaMP3Objective(batch_size=BATCH, accumulation=accumulation)
+
+    def __call__(self, batch: dict) -> None:
+        with self._state.autocast():
+            loss = self._objective.loss(self._state.model, to_device(batch, DEVICE))
+        self._state.step(loss)
+
+
+def _finish() -> None:
+    """Waits until a GPU is done."""
     if GPU:
         torch.cuda.synchronize()
-    return time.perf_counter() - start, stopwatch.share()
+
+
+# ------------------------------------------------------------------------------------ products
+
+
+def _compare_with_products(modality: str) -> Row:
+    text_config = XLM_R | {"num_hidden_layers": 2, "vocab_size": 8000}
+    geometry = Geometry(text_config=text_config, patch_num_layers=2, audio_num_layers=2)
+    step, batch = _Step(CLaMP3Model.from_geometry(geometry)), _random_batch(geometry, modality, BATCH)
+    with FlopCounterMode(display=False) as counter:
+        step(batch)
+    rate = _product_rate()
+    ours = _fastest_step(step, batch)
+    rate = max(rate, _product_rate())
+    note = f"naive: their products at the {rate / 1e9:.0f} GFLOP/s of a large one; 2 layers, batch {BATCH}, dropout 0.1"
+    return Row(f"training step, {modality}, published width", counter.get_total_flops() / rate, ours, note)
+
+
+def _random_batch(geometry: Geometry, modality: str, count: int) -> dict:
+    """A batch of texts and music of one length each."""
+    length = min(LENGTHS[modality], geometry.patch_length)
+    music = torch.randint(4, 127, (count, length, geometry.patch_size), dtype=torch.uint8)
+    if modality == "audio":
+        music = torch.randn(count, length, geometry.audio_hidden_size)
+    texts = torch.randint(4, 6000, (count, min(TOKENS, geometry.max_text_length)))
+    numbers = torch.arange(count)
+    return {
+        "text_inputs": texts,
+        "text_masks": torch.ones_like(texts),
+        "music": [(music, torch.ones(count, length, dtype=torch.long))],
+        "keys": numbers[:, None].expand(-1, 2),
+        "indices": numbers,
+    }
+
+
+def _fastest_step(step: _Step, batch: dict) -> float:
+    def timed() -> None:
+        step(batch)
+        _finish()
+
+    return min(seconds(timed) for _ in range(2))
+
+
+def _product_rate() -> float:
+    """Operations per second of a large matrix product, in the precision of the training."""
+    rows, inner, columns = PRODUCT
+    dtype = torch.bfloat16 if GPU else torch.float32
+    left, right = (torch.randn(shape, device=DEVICE, dtype=dtype) for shape in ((rows, inner), (inner, columns)))
+
+    def multiply() -> None:
+        left @ right
+        _finish()
+
+    return 2 * rows * inner * columns / min(seconds(multiply) for _ in range(10))
+
+
+# ------------------------------------------------------------------------------------ memory
+
+
+def _memory() -> Iterator[Row]:
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "200000"  # freed tensors are given back at once, so that none are counted
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+        measured = dict(zip(LESS_MEMORY, pool.map(_measure_memory, LESS_MEMORY.values()), strict=True))
+    plain_seconds, plain_bytes = measured["plain"]
+    for name, (step_seconds, step_bytes) in measured.items():
+        note = f"peak {step_bytes / 1e6:,.0f} MB above the memory before the step; plain {plain_bytes / 1e6:,.0f} MB"
+        yield Row(f"training step of {MEMORY_BATCH} pairs, {name}", plain_seconds, step_seconds, note)
+
+
+def _measure_memory(options: tuple[int, bool]) -> tuple[float, int]:
+    """Returns the seconds of a step, and its peak memory in bytes above that before it. Needs a process of its own."""
+    accumulation, computed_again = options
+    geometry = replace(_geometry(), dropout=0.1)
+    model = CLaMP3Model.from_geometry(geometry)
+    if computed_again:
+        checkpoint_layers(model)
+    step, batch = _Step(model, accumulation), _random_batch(geometry, "symbolic", MEMORY_BATCH)
+    step(_random_batch(geometry, "symbolic", 2))  # after this there are gradients and the state of the optimizer
+    _finish()
+    before = _used_bytes()
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    step(batch)
+    _finish()
+    elapsed = time.perf_counter() - start
+    return elapsed, _peak_bytes() - before
+
+
+def _used_bytes() -> int:
+    return torch.cuda.memory_allocated() if GPU else _resident_bytes("VmRSS")
+
+
+def _peak_bytes() -> int:
+    return torch.cuda.max_memory_allocated() if GPU else _resident_bytes("VmHWM")
+
+
+def _resident_bytes(name: str) -> int:
+    """A number of this process. (The peak that getrusage gives may be that of the process which started this one.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024
