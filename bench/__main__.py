@@ -1,6 +1,6 @@
 """Times the library against a naive way to do the same, in one run.
 
-    python -m bench [formats audio models library retrieval training precision]
+    python -m bench [startup formats audio models library retrieval training precision]
     python -m bench gpu
 
 `make bench` runs all subjects but `gpu`, which has a table of its own (see bench/gpu.py). Compare the ratios: the times
@@ -11,7 +11,7 @@ import argparse
 import importlib
 import sys
 
-SUBJECTS = ("formats", "audio", "models", "library", "retrieval", "training", "precision")
+SUBJECTS = ("startup", "formats", "audio", "models", "library", "retrieval", "training", "precision")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,6 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+PRODUCT = (2048, 768, 3072)  # the sizes of a large product, which gives the machine's rate
 CORPUS = Path(find_spec("music21").origin).with_name("corpus")  # importing music21 takes seconds
 ESSEN = "essenFolksong"  # thousands of short tunes in a few files
 
@@ -31,6 +34,19 @@ def cpu_seconds(task: Callable[[], Any]) -> float:
     start = time.process_time()
     task()
     return time.process_time() - start
+
+
+def product_rate(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """Returns how many operations per second a large matrix product does, two per multiplication."""
+    rows, inner, columns = PRODUCT
+    left, right = (torch.randn(shape, device=device, dtype=dtype) for shape in ((rows, inner), (inner, columns)))
+
+    def multiply() -> None:
+        left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return 2 * rows * inner * columns / min(seconds(multiply) for _ in range(10))
 
 
 def tune_books() -> list[Path]:

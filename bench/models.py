@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.common import Row, seconds, tune_books
+from bench.common import Row, product_rate, seconds, tune_books
 from clamplib.embedding.encoding import Encoder, clamp3_encoders, encode
 from clamplib.formats.notation import split_tunes
 from clamplib.formats.patchilizer import M3Patchilizer
@@ -32,9 +32,9 @@ PAD = 1  # XLM-R's padding token
 
 
 def rows() -> Iterator[Row]:
-    """Yields two comparisons."""
+    """Yields two comparisons with a naive way, and four with the matrix products alone."""
     torch.manual_seed(0)
-    geometry = Geometry(text_config=XLM_R, audio_num_layers=1)  # the audio encoder is not used
+    geometry = Geometry(text_config=XLM_R)
     loaded = LoadedModel(CLaMP3Model.from_geometry(geometry).eval(), SimpleNamespace(pad_token_id=PAD), geometry, {})
     encoders, tunes = clamp3_encoders(loaded, get_global=True), _tunes()
     patchilizer = M3Patchilizer()
@@ -42,6 +42,15 @@ def rows() -> Iterator[Row]:
     texts = [_tokens(_describe(tune)) for tune in tunes]
     yield _compare("real ABC", pieces, encoders["symbolic"], lambda item: _naive_symbolic(loaded.model, item))
     yield _compare("short texts", texts, encoders["text"], lambda item: _naive_text(loaded.model, item))
+    rng = np.random.default_rng(0)
+    kinds = {
+        "short texts": ("text", texts),
+        "short pieces": ("symbolic", pieces),
+        "pieces of full length": ("symbolic", [rng.integers(0, 128, (512, 64)).astype(np.uint8) for _ in range(4)]),
+        "short recordings": ("audio", [rng.standard_normal((n, 768), np.float32) for n in rng.integers(8, 60, ITEMS)]),
+    }
+    for name, (encoder, items) in kinds.items():
+        yield _compare_with_products(name, items, encoders[encoder])
 
 
 def _tunes() -> list[str]:
@@ -72,6 +81,18 @@ def _compare(name: str, items: list[np.ndarray], encoder: Encoder, naive: Callab
     length = np.mean([len(item) for item in items])
     note = f"{length:.0f} rows each; naive on {len(sample)} and scaled; differ by {error:.0e}"
     return Row(f"features of {len(items)} {name}", naive_sample * len(items) / len(sample), ours, note)
+
+
+def _compare_with_products(name: str, items: list[np.ndarray], encoder: Encoder) -> Row:
+    """Compares with the matrix products that the items need without padding, at the rate of a large product."""
+    operations = sum(12 * 24 * encoder.hidden_size**2 * len(item) for item in items)  # of 12 layers
+    operations += sum(12 * 4 * encoder.hidden_size * len(item) ** 2 for item in items)
+    encode(encoder, items[:1])
+    rate = product_rate()
+    ours = min(seconds(lambda: encode(encoder, items)) for _ in range(3))
+    rate = max(rate, product_rate())
+    note = f"naive: their products at the {rate / 1e9:.0f} GFLOP/s of a large one"
+    return Row(f"{len(items)} {name}, published size", operations / rate, ours, note)
 
 
 def _pad(item: np.ndarray, length: int, value: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
 import clamplib
-from bench.common import CORPUS, Row, seconds
+from bench.common import CORPUS, Row, product_rate, seconds
 from bench.models import XLM_R
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models.encoders import CLaMP3Model
@@ -47,10 +47,8 @@ CHARACTERS = 8_000  # length of a piece, at most
 FRAMES = (20, 127)  # length of its features, 5 seconds per frame
 SHARD_SIZE = 10**8
 
-
 TOKENS = 92  # of a random text
 LENGTHS = {"symbolic": 512, "audio": 75}  # of random music
-PRODUCT = (2048, 768, 3072)  # the sizes of a large product, which gives the machine's rate
 MEMORY_BATCH = 256 if GPU else 128
 LESS_MEMORY = {  # the number of parts, and whether layers are computed again
     "plain": (1, False),
@@ -161,14 +159,15 @@ def _finish() -> None:
 
 
 def _compare_with_products(modality: str) -> Row:
+    precision = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
     text_config = XLM_R | {"num_hidden_layers": 2, "vocab_size": 8000}
     geometry = Geometry(text_config=text_config, patch_num_layers=2, audio_num_layers=2)
     step, batch = _Step(CLaMP3Model.from_geometry(geometry)), _random_batch(geometry, modality, BATCH)
     with FlopCounterMode(display=False) as counter:
         step(batch)
-    rate = _product_rate()
+    rate = product_rate(*precision)
     ours = _fastest_step(step, batch)
-    rate = max(rate, _product_rate())
+    rate = max(rate, product_rate(*precision))
     note = f"naive: their products at the {rate / 1e9:.0f} GFLOP/s of a large one; 2 layers, batch {BATCH}, dropout 0.1"
     return Row(f"training step, {modality}, published width", counter.get_total_flops() / rate, ours, note)
 
@@ -196,19 +195,6 @@ def _fastest_step(step: _Step, batch: dict) -> float:
         _finish()
 
     return min(seconds(timed) for _ in range(2))
-
-
-def _product_rate() -> float:
-    """Operations per second of a large matrix product, in the precision of the training."""
-    rows, inner, columns = PRODUCT
-    dtype = torch.bfloat16 if GPU else torch.float32
-    left, right = (torch.randn(shape, device=DEVICE, dtype=dtype) for shape in ((rows, inner), (inner, columns)))
-
-    def multiply() -> None:
-        left @ right
-        _finish()
-
-    return 2 * rows * inner * columns / min(seconds(multiply) for _ in range(10))
 
 
 # ------------------------------------------------------------------------------------ memory

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
+from clamplib import database
 from clamplib.files import file_state
-from clamplib.manifest import KEPT_AT_ONCE, Manifest, content_of
+from clamplib.manifest import Manifest, content_of
 
 
 @pytest.fixture(autouse=True)
@@ -92,9 +93,20 @@ def test_what_was_noted_before_an_error_is_kept(made):
     assert is_done(source, target)
 
 
-def test_many_at_once_and_names_that_are_not_text(tmp_path):
+def test_outputs_are_noted_once_per_second(tmp_path, monkeypatch):
+    now, written = [0.0], []
+    monkeypatch.setattr("clamplib.manifest.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(database.Database, "write", lambda self, statement, rows: written.append(len(rows)))
+    with Manifest() as manifest:
+        for now[0] in (0, 0.1, 0.9, 1.0, 1.1, 9, 9.5):
+            manifest.add(tmp_path / f"{now[0]}", "state", "content")
+    assert written == [4, 2, 1]
+
+
+def test_many_at_once_and_names_that_are_not_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "ASKED_AT_ONCE", 50)
     jobs = []
-    for number in range(2 * KEPT_AT_ONCE + 1):
+    for number in range(201):
         source, target = tmp_path / os.fsdecode(b"%d \xe9\n.txt" % number), tmp_path / f"{number}.npy"
         source.touch()
         target.touch()

@@ -7,13 +7,14 @@ as those of other programs or machines, are up to date if they are not older tha
 """
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from clamplib.database import Database, cache_folder, path_name
 from clamplib.files import InputError, file_state, not_older, sha256
 
-KEPT_AT_ONCE = 100  # outputs that are noted together: each time takes some milliseconds
+NOTE_SECONDS = 1.0  # how long outputs wait to be noted together: each time takes some milliseconds
 TABLES = "CREATE TABLE IF NOT EXISTS outputs (path BLOB PRIMARY KEY, state TEXT, sha256 TEXT) WITHOUT ROWID;"
 
 Job = tuple[os.PathLike, Path]  # an input, and its output
@@ -25,6 +26,7 @@ class Manifest:
     def __init__(self):
         self._database = Database(cache_folder() / "outputs.sqlite", TABLES)
         self._new: list[tuple] = []
+        self._written = time.monotonic()
 
     def __enter__(self) -> "Manifest":
         return self
@@ -57,12 +59,13 @@ class Manifest:
     def add(self, target: str | Path, state: str | None, content: str) -> None:
         """Notes what an output was made from: the state and the `content_of` its input."""
         self._new.append((path_name(target), state or "", content))
-        if len(self._new) == KEPT_AT_ONCE:
+        if time.monotonic() - self._written >= NOTE_SECONDS:
             self._write()
 
     def _write(self) -> None:
         self._database.write("REPLACE INTO outputs VALUES (?, ?, ?)", self._new)
         self._new = []
+        self._written = time.monotonic()
 
 
 def content_of(source: str | os.PathLike, state: str | None) -> str:

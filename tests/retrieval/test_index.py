@@ -262,6 +262,39 @@ class TestEveryIndex:
                 index.search(queries)
 
 
+def test_what_others_write_is_found(tmp_path, monkeypatch):
+    """An open index remembers its matrix, and which rows some filters kept of it, until something is written."""
+    records, vectors = library(3)
+    index, writer = ExactIndex(tmp_path, SPACE, WIDTH), ExactIndex(tmp_path, SPACE, WIDTH)
+    filters = [{}, {"label": "jig"}, {"folder": "/m/a", "modality": "audio"}]
+    monkeypatch.setattr("clamplib.retrieval.index.FILTERS_KEPT", 2)
+
+    def check(held):
+        for terms in [*filters, *filters]:
+            [matches] = index.search(vectors[:1], 60, **terms)
+            assert_found(matches, brute_force(records[held], vectors[held], vectors[0], 60, **terms))
+
+    writer.upsert(records[:40], vectors[:40])
+    check(slice(40))
+    writer.remove([record.path for record in records[:5]])
+    check(slice(5, 40))
+    writer.upsert(records[40:], vectors[40:])
+    check(slice(5, None))
+    writer.remove([record.path for record in records[:50]])  # the matrix is another file now
+    check(slice(50, None))
+    index.remove([record.path for record in records[:55]])
+    check(slice(55, None))
+    index.close()
+    check(slice(55, None))
+
+
+def test_a_label_is_one_object(tmp_path):
+    index = ExactIndex(tmp_path, SPACE, WIDTH)
+    index.upsert([Record("a", "1", "a long label", "score"), Record("b", "2", "a long label", "score")], AXES[:2])
+    first, second = index.records()
+    assert first.label is second.label and first.modality is second.modality
+
+
 def test_ties_come_in_the_order_of_adding(tmp_path, monkeypatch):
     monkeypatch.setattr(similarity, "BLOCK_VALUES", 3 * WIDTH)
     index = ExactIndex(tmp_path, SPACE, WIDTH)

@@ -147,13 +147,14 @@ def test_a_huge_space_file_is_not_read(tmp_path):
         load_features(tmp_path)
 
 
+@pytest.mark.parametrize("kept", [0.7, 0.1, 0.01, slice(1234, 3210)])
 @pytest.mark.parametrize("top_k", [1, 10, 5000])
-def test_a_search_among_some_rows_equals_a_full_sort(monkeypatch, top_k):
+def test_a_search_among_some_rows_equals_a_full_sort(monkeypatch, top_k, kept):
     """Also among duplicates, which share a similarity, and whatever the size of the blocks."""
     rng = np.random.default_rng(0)
     vectors = normalize(rng.normal(size=(300, 8)))[0][rng.integers(300, size=4000)]
     queries = normalize(rng.normal(size=(9, 8)))[0]
-    rows = np.flatnonzero(rng.random(4000) < 0.7)
+    rows = np.arange(4000)[kept] if isinstance(kept, slice) else np.flatnonzero(rng.random(4000) < kept)
     naive = -np.sort(-(queries @ vectors[rows].T), axis=1)[:, :top_k]
     for block_values in (50 * 8, 1 << 20):
         monkeypatch.setattr(similarity, "BLOCK_VALUES", block_values)
@@ -177,6 +178,18 @@ def test_a_search_without_queries_or_references_finds_nothing():
     assert search(some[:0], some)[0].shape == (0, 3)
     assert search(some, some[:0])[1].shape == (3, 0)
     assert search(some, some, rows=np.arange(0))[0].shape == (3, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_vectors_are_scaled_as_a_copy_or_in_place(dtype):
+    vectors = np.random.default_rng(0).normal(size=(9, 4)).astype(dtype)
+    before = vectors.copy()
+    units, lengths = normalize(vectors)
+    np.testing.assert_array_equal(vectors, before)
+    own, same = normalize(vectors, in_place=True)
+    np.testing.assert_allclose(own, units, rtol=1e-6)
+    np.testing.assert_array_equal(same, lengths)
+    assert own.dtype == np.float32 and np.shares_memory(own, vectors) == (dtype == np.float32)
 
 
 def test_features_have_a_length():

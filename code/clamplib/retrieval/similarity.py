@@ -172,20 +172,25 @@ def search(
     best = np.zeros((len(queries), top_k), np.int64)
     similarities = np.full((len(queries), top_k), -np.inf, np.float32)
     searched = 0
-    for numbers, block, places in _blocks_with(references, rows, len(queries)):
-        block_k = min(top_k, len(numbers))
+    for numbers, block, kept in _blocks_with(references, rows, len(queries)):
+        places = slice(None) if kept is None else np.flatnonzero(kept)
+        count = len(numbers[places])
+        block_k = min(top_k, count)
         for start, products in similarity_blocks(queries, block):
             for query, row in enumerate(products, start):
-                row = row if places is None else row[places]
                 # Only what reaches the worst result so far is sorted. After the first block that is next to nothing.
-                full = searched >= top_k
-                least = similarities[query, -1] if full else np.partition(row, -block_k)[-block_k]
+                if searched >= top_k:
+                    least = similarities[query, -1]
+                else:
+                    least = np.partition(row[places], -block_k)[-block_k]
                 near = np.flatnonzero(row >= least)
+                if kept is not None:
+                    near = near[kept[near]]
                 found = np.concatenate([similarities[query], row[near]])
                 order = np.argsort(-found, kind="stable")[:top_k]
                 best[query] = np.concatenate([best[query], numbers[near]])[order]
                 similarities[query] = found[order]
-        searched += len(numbers)
+        searched += count
     return best, similarities
 
 
@@ -194,9 +199,11 @@ def _blocks_with(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
     """Divides a matrix [N, D] into blocks that hold the given rows, or all rows.
 
+    Few rows are copied out. Of many, the whole block is multiplied in place, other rows included.
+
     Yields:
-        The numbers of those rows, int64 [m], a block [n, D] with them, and their places in it, or None where the block
-        holds no other rows. Few rows are copied out. Of many, the whole block is multiplied in place.
+        A block [n, D], after the numbers of its rows, int64 [n], and before what tells the given rows from the others,
+        bool [n], or None where there are no others.
     """
     # Large blocks are multiplied fastest. Memory bounds the values that are copied, and the similarities.
     width = matrix.shape[1]
@@ -209,13 +216,15 @@ def _blocks_with(
             numbers = rows[first:last]
         if not len(numbers):
             continue
-        block, places = matrix[numbers[0] : numbers[-1] + 1], numbers - numbers[0]
-        if len(numbers) == len(block):
-            yield numbers, block, None
-        elif len(numbers) * COPY_COST < len(block):
-            yield numbers, block[places], None
+        every = np.arange(numbers[0], numbers[-1] + 1)
+        if len(numbers) == len(every):
+            yield numbers, matrix[every[0] : every[-1] + 1], None
+        elif len(numbers) * COPY_COST < len(every):
+            yield numbers, matrix[numbers], None
         else:
-            yield numbers, block, places
+            kept = np.zeros(len(every), bool)
+            kept[numbers - every[0]] = True
+            yield every, matrix[every[0] : every[-1] + 1], kept
 
 
 def row_blocks(matrix: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:

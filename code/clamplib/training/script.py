@@ -74,10 +74,6 @@ def _train(settings: SimpleNamespace, modality: str | None, device: torch.device
         for path in (recipe.weights_path, recipe.logs_path):
             check_writable(path.parent)
     training = clamp3_training(settings, modality, recipe) if modality else m3_training(settings)
-    if device.type == "cpu":
-        for part in training.model.modules():
-            if hasattr(part, "set_attn_implementation"):  # of transformers
-                part.set_attn_implementation("eager")  # its backward pass is faster on a CPU
     if settings.GRADIENT_CHECKPOINTING:
         checkpoint_layers(training.model)
     prefix = settings_prefix(modality)
