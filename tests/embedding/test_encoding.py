@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from clamplib.embedding import encoding
 from clamplib.embedding.encoding import (
     Encoder,
     Span,
@@ -110,3 +111,25 @@ def test_scores_in_memory_equal_the_golden_files(golden, loaded):
     vectors = encode_scores(loaded, scores)
     assert vectors.shape == (2, 96)
     np.testing.assert_allclose(vectors, np.concatenate([expected[name] for name in names]), **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["global", "temporal"])
+def test_a_giant_is_announced_before_it_is_encoded(loaded, tiny_geometry, monkeypatch, caplog, kind, tmp_path):
+    monkeypatch.setattr(encoding, "MANY_SEGMENTS", 3)
+    monkeypatch.setattr(encoding, "LONG_SECONDS", 0)
+    encoders = clamp3_encoders(loaded, kind == "global")
+    note = "note_on 0 0 60 64\nnote_off 480 0 60 0\n"
+    (tmp_path / "short.mtf").write_text("ticks_per_beat 480\n" + note)
+    (tmp_path / "giant.mtf").write_text("ticks_per_beat 480\n" + note * 20 * tiny_geometry.patch_length)
+    files = sorted(tmp_path.iterdir())
+    readings = list(read_ahead(Reader(tiny_geometry), files))
+    segments = len(segment_spans(len(readings[0].value.sequence), tiny_geometry.patch_length))
+    outcomes = encode_each(readings, encoders, None, name=lambda number: files[number].name)
+    next(outcomes)
+    [record] = caplog.records
+    assert record.message == f"giant.mtf: has {segments} segments, which take about 0 minutes"
+    announced = [outcome.value for outcome in [*encode_each(readings, encoders, None)]]
+    monkeypatch.setattr(encoding, "LONG_SECONDS", 1e9)
+    for value, (_, same, _) in zip(announced, encode_each(readings, encoders, None), strict=True):
+        np.testing.assert_array_equal(value, same)
+    assert len(caplog.records) == 2 and caplog.records[1].message.startswith("item 0: has ")

@@ -294,10 +294,10 @@ class CLaMP3Encoder:
             return
         encoders = clamp3_encoders(self.loaded, pooled, self.dtype)
         for numbers, readings, at_once in self._readings(list(map(plain_item, items)), modality, workers):
-            encoded = encode_each(readings, encoders, self.loaded.tokenizer, batch_size=batch_size, at_once=at_once)
-            for place, value, error in encoded:
+            options = {"batch_size": batch_size, "at_once": at_once, "name": partial(_name, items, numbers)}
+            for place, value, error in encode_each(readings, encoders, self.loaded.tokenizer, **options):
                 number = numbers[place]
-                yield Outcome(number, value, error and _named(items[number], number, error))
+                yield Outcome(number, value, error and _named(_name(items, numbers, place), error))
 
     def encode_readings(self, readings: Iterable[Outcome]) -> Iterator[Outcome]:
         """Embeds what `read_each` gives: outcomes whose value is float32 [1, D], in no particular order."""
@@ -479,9 +479,14 @@ def _as_path(path: str | os.PathLike) -> os.PathLike:
     return Path(path) if isinstance(path, str) else path
 
 
-def _named(item: Item, number: int, error: str) -> str:
+def _name(items: Sequence[Item], numbers: Sequence[int], place: int) -> str:
+    """What a message calls the item whose number is at a place."""
+    number = numbers[place]
+    return show(items[number]) if isinstance(items[number], os.PathLike) else f"item {number}"
+
+
+def _named(name: str, error: str) -> str:
     """An error with its item in it."""
-    name = show(item) if isinstance(item, os.PathLike) else f"item {number}"
     return error if name in error else f"{name}: {error}"
 
 

@@ -6,6 +6,8 @@ averages, each weighted by its new rows; temporal features are the last hidden s
 """
 
 import itertools
+import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,10 @@ from clamplib.models.loading import LoadedModel
 if TYPE_CHECKING:
     from clamplib.models.tokenizer import TextTokenizer
 
+logger = logging.getLogger(__name__)
+
+# An item of this many segments is timed by its first ones, and a warning says so if it takes this long.
+MANY_SEGMENTS, LONG_SECONDS = 500, 300
 # What a batch holds by default: on a GPU segments of full length, on a CPU values of the states [rows, H], which then
 # stay in its caches.
 GPU_BATCH_SIZE, CPU_BATCH_VALUES = 32, 256 * 768
@@ -122,8 +128,11 @@ def encode_each(
     *,
     batch_size: int | None = None,
     at_once: int | None = None,
+    name: Callable[[int], str] = "item {}".format,
 ) -> Iterator[Outcome]:
     """Encodes what a Reader gives, some items together, sorted by length.
+
+    A warning says the segments of an item that takes many minutes, and about how many, before it is encoded.
 
     Args:
         readings: outcomes whose value is a Reading.
@@ -131,6 +140,7 @@ def encode_each(
         tokenizer: of the text encoder.
         batch_size: as for `encode`.
         at_once: items that are encoded together; None: as many as fill memory well.
+        name: what a warning calls the item of a number.
 
     Yields:
         Outcomes whose value is the feature, float32 [1, D] if pooled, else [1, n, H], in no particular order. Features
@@ -144,11 +154,30 @@ def encode_each(
                 yield Outcome(number, error=error)
             else:
                 sequences[reading.encoder][number] = reading.sequence
-        for name, some in sequences.items():
-            features = encode(encoders[name], list(some.values()), batch_size)
+        for kind, some in sequences.items():
+            for number, sequence in some.items():
+                _warn_of_giant(encoders[kind], sequence, batch_size, name, number)
+            features = encode(encoders[kind], list(some.values()), batch_size)
             for number, feature in zip(some, features, strict=True):
                 finite = np.isfinite(feature).all()
                 yield Outcome(number, feature) if finite else Outcome(number, error=NOT_FINITE)
+
+
+def _warn_of_giant(
+    encoder: Encoder, sequence: np.ndarray, batch_size: int | None, name: Callable[[int], str], number: int
+) -> None:
+    """Warns before a sequence is encoded that takes long."""
+    segments = len(segment_spans(len(sequence), encoder.max_length))
+    if segments < MANY_SEGMENTS:
+        return
+    first = sequence[: max(encoder.batch_rows(batch_size), encoder.max_length)]
+    for _ in range(2):  # the first time is slower
+        start = time.perf_counter()
+        encode(encoder, [first], batch_size)
+        taken = time.perf_counter() - start
+    estimate = taken * len(sequence) / len(first)
+    if estimate >= LONG_SECONDS:
+        logger.warning("%s: has %d segments, which take about %.0f minutes", name(number), segments, estimate / 60)
 
 
 def _device(encoders: Mapping[str, Encoder]) -> torch.device:

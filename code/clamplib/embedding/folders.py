@@ -86,7 +86,8 @@ def extract_files(
         loaded, dtype = load(), getattr(torch, precision)
         encoders = m3_encoders(loaded, dtype) if model.m3 else clamp3_encoders(loaded, get_global, dtype)
         readings = read_ahead(Reader(model.geometry, limits), files, workers=_own_workers(workers))
-        yield from encode_each(readings, encoders, loaded.tokenizer, batch_size=batch_size)
+        options = {"batch_size": batch_size, "name": lambda number: show(files[number])}
+        yield from encode_each(readings, encoders, loaded.tokenizer, **options)
 
     return write_features(outcomes, sources, input_dir, output_dir, space, load=load)
 
