@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 MANY_SEGMENTS, LONG_SECONDS = 500, 300
 # What a batch holds by default: on a GPU segments of full length, on a CPU values of the states [rows, H], which then
 # stay in its caches.
-GPU_BATCH_SIZE, CPU_BATCH_VALUES = 32, 256 * 768
+GPU_BATCH_SIZE, CPU_BATCH_VALUES = 32, 512 * 768
 # Rows that are sorted by length together: states of 400 MB at the published size, less on a CPU, where it takes longer.
 GPU_CHUNK_ROWS, CPU_CHUNK_ROWS = 1 << 17, 1 << 13
 
