@@ -6,10 +6,11 @@
 | kind | "clamp3 global", "clamp3 temporal", "m3", "mert", "mert mean" or "spectral" |
 | abc | how ABC was read that is not interleaved: "as found" or "converted" |
 | front | what heard the recordings: "spectral", or "mert-" and the hash of MERT's weights; only where there are any |
+| precision | in what the model computed: "bfloat16", "float16" or "int8"; not there for float32 |
 | variant, geometry, library | for people |
 
 Features of two spaces are not comparable: they do not share a folder and are never compared. A field that only one of
-two spaces has does not tell them apart, and a folder without the file is taken as it is.
+two spaces has does not tell them apart, nor does the precision, and a folder without the file is taken as it is.
 """
 
 import json

@@ -345,7 +345,7 @@ def test_score_by_hand(encoder):
         encoder.score([], a, group=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int8])
 def test_precisions_are_close(hearing_variant, mert_weights, items, alone, dtype):
     encoder = CLaMP3Encoder.from_pretrained(hearing_variant, "cpu", dtype, mert=mert_weights)
     found = encoder.encode(items)
@@ -394,6 +394,15 @@ def test_save_pretrained_gives_the_same_vectors(encoder, items, tmp_path):
     assert saved.space_id == f"clamp3-saved-{saved.space['weights_sha256'][:16]}"
     geometry = replace(saved.loaded.geometry, text_config=None)
     assert geometry == replace(encoder.loaded.geometry, text_config=None)
+
+
+def test_int8_is_not_saved_but_stated(tiny_variant, tmp_path):
+    encoder = CLaMP3Encoder.from_pretrained(tiny_variant, "cpu", torch.int8)
+    assert encoder.space["precision"] == "int8"
+    encoder.save_pretrained(tmp_path)
+    saved, expected = load_clamp3(tmp_path, weights_folder="."), load_clamp3(tiny_variant, weights_folder=".")
+    state = saved.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in expected.model.state_dict().items())
 
 
 def test_save_pretrained_rounds_to_half_precision(tiny_clamp3, tiny_tokenizer, tiny_geometry, tmp_path):

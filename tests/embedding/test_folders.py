@@ -160,3 +160,22 @@ def test_cut_bars_are_counted(tmp_path, loaded, caplog):
     (tmp_path / "in/long.abc").write_text(f"K:C\n{'C' * 70}|{'C' * 80}|CD|\n")
     extract(tmp_path / "in", tmp_path / "out", loaded)
     assert "2 bars or messages are longer than the 62 characters" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["global", "m3"])
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_other_precisions_are_close_and_stated(kind, precision, inputs, tmp_path, loaded, tiny_weights, tiny_geometry):
+    suffixes = SEQUENCE_SUFFIXES
+    if kind == "m3":
+        suffixes = (".abc", ".mtf")
+        loaded = load_m3(tiny_weights / "m3_tiny.pth", weights_folder=tiny_weights, geometry=tiny_geometry)
+    options = {"get_global": kind == "global"}
+    extract(inputs, tmp_path / "whole", loaded, suffixes, **options)
+    report = extract(inputs, tmp_path / "rounded", loaded, suffixes, precision=precision, **options)
+    assert report.done and not report.failures
+    expected, found = features(tmp_path / "whole"), features(tmp_path / "rounded")
+    assert expected.keys() == found.keys()
+    for name, value in found.items():
+        error = np.linalg.norm(value - expected[name]) / np.linalg.norm(expected[name])
+        assert 0 < error < 0.05
+    assert json.loads((tmp_path / "rounded/space.json").read_text())["precision"] == precision

@@ -148,7 +148,8 @@ class CLaMP3Encoder:
     @cached_property
     def space(self) -> dict:
         """The fields of space.json for these vectors."""
-        return {**self._model.space, "kind": "clamp3 global"}
+        space = {**self._model.space, "kind": "clamp3 global"}
+        return space if self.precision == "float32" else {**space, "precision": self.precision}
 
     @property
     def space_id(self) -> str:

@@ -67,6 +67,8 @@ def extract_files(
         InputError: before any work, if the output folder holds another space.
     """
     space = {**model.space, "kind": "m3" if model.m3 else "clamp3 global" if get_global else "clamp3 temporal"}
+    if precision != "float32":
+        space["precision"] = precision
     if any(source.suffix.lower() in FEATURE_SUFFIXES for source in sources):
         space |= front_of(read_space(input_dir))
 
