@@ -1,5 +1,6 @@
 """What the benchmarks share: a row of the table, the clock, and music21's corpus."""
 
+import re
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -47,6 +48,15 @@ def product_rate(device: str = "cpu", dtype: torch.dtype = torch.float32) -> flo
             torch.cuda.synchronize()
 
     return 2 * rows * inner * columns / min(seconds(multiply) for _ in range(10))
+
+
+def resident_bytes(name: str) -> float:
+    """Returns VmRSS or VmHWM of this process, or NaN without Linux. (getrusage may give the peak of its parent.)"""
+    try:
+        status = Path("/proc/self/status").read_text("utf-8")
+    except OSError:
+        return float("nan")
+    return int(re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024
 
 
 def tune_books() -> list[Path]:

@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from bench.models import PAD, XLM_R
+from bench.common import product_rate
+from bench.models import PAD, XLM_R, operations_of
 from clamplib.audio.mert import Mert
 from clamplib.embedding.encoding import Encoder, clamp3_encoders, encode
 from clamplib.models.encoders import CLaMP3Model
@@ -35,7 +37,6 @@ WAYS = {  # precision, and whether it is compiled
 }
 COMPARED = 8  # items, of each kind
 TRAINING_BATCH = 256
-PRODUCT = 8192  # rows and columns of the matrices that are multiplied for a peak
 REPEATS = 3
 
 
@@ -79,10 +80,7 @@ def peak_rate(device: torch.device) -> tuple[float, str]:
     for name, peak in PEAKS.items():
         if name in _name(device).split():
             return peak, "as the maker states"
-    size = PRODUCT if device.type == "cuda" else PRODUCT // 8
-    matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    taken = _seconds(lambda: matrix @ matrix, device)
-    return 2 * size**3 / taken, "of a large product in bfloat16"
+    return product_rate(device.type, torch.bfloat16), "of a large product in bfloat16"
 
 
 def measure(device: torch.device, geometry: Geometry, sizes: Sizes, peak: float) -> Iterator[Measurement]:
@@ -101,9 +99,8 @@ def measure(device: torch.device, geometry: Geometry, sizes: Sizes, peak: float)
             encoder, part = encoders[name], getattr(model, f"{name}_model")
             found = _encode(encoder, some[:COMPARED])
             error = np.linalg.norm(found - expected[name], axis=1) / np.linalg.norm(expected[name], axis=1)
-            flops = _flops(getattr(part, "base", part), [len(item) for item in some], encoder.max_length)
-            run = lambda encoder=encoder, some=some: _encode(encoder, some)  # noqa: E731
-            yield _timed(name, way, run, len(some), flops / peak, error.max(), device)
+            flops = operations_of(getattr(part, "base", part), [len(item) for item in some], encoder.max_length)
+            yield _timed(name, way, partial(_encode, encoder, some), len(some), flops / peak, error.max(), device)
         yield _train(way, model, dtype, geometry, sizes.batch, peak)
         torch._dynamo.reset()
     yield from _mert(device, sizes.windows, peak)
@@ -127,14 +124,6 @@ def _encode(encoder: Encoder, items: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(encode(encoder, items))
 
 
-def _flops(part: nn.Module, lengths: list[int], longest: int) -> float:
-    """Operations that a part needs for items of these lengths: two per weight and row, and those of attention."""
-    layers = list(part.encoder.layer)
-    weights = sum(module.weight.numel() for module in part.encoder.modules() if isinstance(module, nn.Linear))
-    attention = sum(4 * part.config.hidden_size * length * min(length, longest) for length in lengths) * len(layers)
-    return 2 * weights * sum(lengths) + attention
-
-
 def _train(
     way: str, model: CLaMP3Model, dtype: torch.dtype | None, geometry: Geometry, batch: int, peak: float
 ) -> Measurement:
@@ -155,8 +144,8 @@ def _train(
         loss.backward()
         optimizer.step()
 
-    flops = 3 * _flops(model.text_model, [texts.shape[1]] * batch, geometry.max_text_length)
-    flops += 3 * _flops(model.symbolic_model.base, [pieces.shape[1]] * batch, geometry.patch_length)
+    flops = 3 * operations_of(model.text_model, [texts.shape[1]] * batch, geometry.max_text_length)
+    flops += 3 * operations_of(model.symbolic_model.base, [pieces.shape[1]] * batch, geometry.patch_length)
     try:
         return _timed(f"training step, batch {batch}", way, step, batch, flops / peak, None, device)
     except torch.OutOfMemoryError:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from bench.common import Row, product_rate, seconds, tune_books
 from clamplib.embedding.encoding import Encoder, clamp3_encoders, encode
@@ -49,8 +50,13 @@ def rows() -> Iterator[Row]:
         "pieces of full length": ("symbolic", [rng.integers(0, 128, (512, 64)).astype(np.uint8) for _ in range(4)]),
         "short recordings": ("audio", [rng.standard_normal((n, 768), np.float32) for n in rng.integers(8, 60, ITEMS)]),
     }
+    parts = {
+        "text": loaded.model.text_model,
+        "symbolic": loaded.model.symbolic_model.base,
+        "audio": loaded.model.audio_model,
+    }
     for name, (encoder, items) in kinds.items():
-        yield _compare_with_products(name, items, encoders[encoder])
+        yield _compare_with_products(name, items, encoders[encoder], parts[encoder])
 
 
 def _tunes() -> list[str]:
@@ -83,16 +89,25 @@ def _compare(name: str, items: list[np.ndarray], encoder: Encoder, naive: Callab
     return Row(f"features of {len(items)} {name}", naive_sample * len(items) / len(sample), ours, note)
 
 
-def _compare_with_products(name: str, items: list[np.ndarray], encoder: Encoder) -> Row:
+def _compare_with_products(name: str, items: list[np.ndarray], encoder: Encoder, part: nn.Module) -> Row:
     """Compares with the matrix products that the items need without padding, at the rate of a large product."""
-    operations = sum(12 * 24 * encoder.hidden_size**2 * len(item) for item in items)  # of 12 layers
-    operations += sum(12 * 4 * encoder.hidden_size * len(item) ** 2 for item in items)
     encode(encoder, items[:1])
     rate = product_rate()
     ours = min(seconds(lambda: encode(encoder, items)) for _ in range(3))
     rate = max(rate, product_rate())
     note = f"naive: their products at the {rate / 1e9:.0f} GFLOP/s of a large one"
+    operations = operations_of(part, [len(item) for item in items], encoder.max_length)
     return Row(f"{len(items)} {name}, published size", operations / rate, ours, note)
+
+
+def operations_of(part: nn.Module, lengths: list[int], longest: int) -> float:
+    """Counts the operations that an encoder needs for items of these lengths, which it reads in segments.
+
+    These are two per weight and row, and those of attention.
+    """
+    weights = sum(module.weight.numel() for module in part.encoder.modules() if isinstance(module, nn.Linear))
+    attention = sum(4 * part.config.hidden_size * length * min(length, longest) for length in lengths)
+    return 2 * weights * sum(lengths) + attention * part.config.num_hidden_layers
 
 
 def _pad(item: np.ndarray, length: int, value: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,6 @@ with the matrix, which is mapped into memory. The naive way to keep an index com
 import contextlib
 import io
 import multiprocessing
-import re
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.common import Row, cpu_seconds, seconds
+from bench.common import Row, cpu_seconds, resident_bytes, seconds
 from clamplib.embedding import saving
 from clamplib.embedding.cache import VectorCache
 from clamplib.embedding.collections import embed_sources, find_sources, update_index
@@ -196,18 +195,9 @@ def _in_own_process(task: Callable, *arguments: Any) -> tuple[float, float]:
 
 
 def _measured(task: Callable, *arguments: Any) -> tuple[float, float]:
-    before = _memory("VmRSS")
+    before = resident_bytes("VmRSS")
     taken = seconds(lambda: task(*arguments))
-    return taken, max(_memory("VmHWM") - before, 0)
-
-
-def _memory(name: str) -> float:
-    """Returns what Linux knows of this process's memory, in MiB; NaN elsewhere."""
-    try:
-        status = Path("/proc/self/status").read_text("utf-8")
-    except OSError:
-        return float("nan")
-    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024
+    return taken, max(resident_bytes("VmHWM") - before, 0) / MIB
 
 
 def _mib(rows: int) -> float:

@@ -9,7 +9,6 @@ published size; on a CPU the model has the size of `mini`.
 import json
 import multiprocessing
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
 import clamplib
-from bench.common import CORPUS, Row, product_rate, seconds
+from bench.common import CORPUS, Row, product_rate, resident_bytes, seconds
 from bench.models import XLM_R
 from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models.encoders import CLaMP3Model
@@ -232,14 +231,8 @@ def _measure_memory(options: tuple[int, bool]) -> tuple[float, int]:
 
 
 def _used_bytes() -> int:
-    return torch.cuda.memory_allocated() if GPU else _resident_bytes("VmRSS")
+    return torch.cuda.memory_allocated() if GPU else resident_bytes("VmRSS")
 
 
 def _peak_bytes() -> int:
-    return torch.cuda.max_memory_allocated() if GPU else _resident_bytes("VmHWM")
-
-
-def _resident_bytes(name: str) -> int:
-    """A number of this process. (The peak that getrusage gives may be that of the process which started this one.)"""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024
+    return torch.cuda.max_memory_allocated() if GPU else resident_bytes("VmHWM")

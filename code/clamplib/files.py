@@ -81,6 +81,12 @@ def read_object(path: str | Path, kind: str) -> dict:
         raise InputError(f"{expected} ({cause_of(error)})") from error
 
 
+def write_json(path: str | Path, value: object) -> None:
+    """Writes a value as a JSON file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
 def parse_object(text: str, expected: str) -> dict:
     """Parses a JSON object. InputError, which begins with what was `expected`, for anything else."""
     try:

@@ -13,10 +13,9 @@ Features of two spaces are not comparable: they do not share a folder and are ne
 two spaces has does not tell them apart, nor does the precision, and a folder without the file is taken as it is.
 """
 
-import json
 from pathlib import Path
 
-from clamplib.files import InputError, atomic_path, read_object, show
+from clamplib.files import InputError, read_object, show, write_json
 
 SPACE_FILE = "space.json"
 IDENTITY = ("weights_sha256", "kind")  # what makes two spaces one
@@ -39,8 +38,7 @@ def read_space(path: str | Path) -> dict | None:
 
 def write_space(folder: str | Path, space: dict) -> None:
     """Writes `folder`/space.json, whole or not at all."""
-    with atomic_path(Path(folder) / SPACE_FILE) as temporary:
-        temporary.write_text(json.dumps(space, indent=1) + "\n", encoding="utf-8")
+    write_json(Path(folder) / SPACE_FILE, space)
 
 
 def front_of(space: dict | None) -> dict:

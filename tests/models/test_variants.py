@@ -92,6 +92,21 @@ def test_half_precision_is_loaded_as_float32(tmp_path, tiny_clamp3, tiny_tokeniz
     assert_equal_states(loaded.model.state_dict(), tiny_clamp3.state_dict(), atol=1e-6, rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_a_loaded_model_does_not_change_with_its_file(kind, tmp_path, tiny_clamp3, tiny_tokenizer, tiny_geometry):
+    path = tmp_path / f"model.{kind}"
+    if kind == "pth":
+        torch.save({"model": tiny_clamp3.state_dict()}, path)
+    else:
+        save_variant(tmp_path, tiny_clamp3, tiny_tokenizer, tiny_geometry, dtype=torch.float32)
+    found = path if kind == "pth" else tmp_path
+    loaded = load_clamp3(found, weights_folder=tmp_path, geometry=tiny_geometry)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert_equal_states(loaded.model.state_dict(), tiny_clamp3.state_dict())
+    weight = loaded.model.symbolic_model.patch_embedding.weight
+    assert weight.t().is_contiguous()  # as the sum reads it
+
+
 def test_incomplete_folders_are_named(tmp_path, tiny_variant):
     with pytest.raises(FileNotFoundError, match=r"a folder of weights with config\.json in it"):
         load_clamp3(tmp_path, weights_folder=tmp_path)

@@ -6,7 +6,7 @@ share of the files, and each returns the report of all.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,23 +73,21 @@ def extract_files(
         space |= front_of(read_space(input_dir))
 
     @cache
-    def load() -> "LoadedModel":
-        import torch
-
-        return model.load().prepare(distributed.own_device(), getattr(torch, precision))
-
-    def outcomes(files: Sequence[Path]) -> Iterator[Outcome]:
-        if not files:
-            return
+    def load() -> Callable[..., Iterator[Outcome]]:
+        """Loads the model, and gives what encodes readings by it."""
         import torch
 
         from clamplib.embedding.encoding import clamp3_encoders, encode_each, m3_encoders
 
-        loaded, dtype = load(), getattr(torch, precision)
+        dtype = getattr(torch, precision)
+        loaded = model.load().prepare(distributed.own_device(), dtype)
         encoders = m3_encoders(loaded, dtype) if model.m3 else clamp3_encoders(loaded, get_global, dtype)
-        readings = read_ahead(Reader(model.geometry, limits), files, workers=_own_workers(workers))
-        options = {"batch_size": batch_size, "name": lambda number: show(files[number])}
-        yield from encode_each(readings, encoders, loaded.tokenizer, **options)
+        return partial(encode_each, encoders=encoders, tokenizer=loaded.tokenizer, batch_size=batch_size)
+
+    def outcomes(files: Sequence[Path]) -> Iterator[Outcome]:
+        if files:
+            readings = read_ahead(Reader(model.geometry, limits), files, workers=_own_workers(workers))
+            yield from load()(readings, name=lambda number: show(files[number]))
 
     return write_features(outcomes, sources, input_dir, output_dir, space, load=load)
 

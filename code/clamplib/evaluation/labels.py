@@ -10,13 +10,12 @@ its first dot. Use a table if labels contain a `_` themselves (`hip_hop`) or if 
 """
 
 import csv
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clamplib.files import InputError, atomic_path, excerpt, parse_object, show
+from clamplib.files import InputError, excerpt, parse_object, show, write_json
 
 FROM_NAMES = "names"  # given instead of a table
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -173,5 +172,4 @@ def merged_warning(paths: Iterable[str | Path]) -> str | None:
 
 def save_labels(path: str | Path, labels: dict[str, object]) -> None:
     """Writes {feature path: label} as JSON, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(labels, indent=1) + "\n", encoding="utf-8")
+    write_json(path, labels)

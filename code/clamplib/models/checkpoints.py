@@ -178,20 +178,19 @@ def fit_positions(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str,
     return fitting
 
 
-def load_weights(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path, *, assign: bool = False) -> None:
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
     """Loads weights into a model, strictly.
 
     Args:
         model: the model.
         state: its weights by name.
         source: what an error calls them.
-        assign: makes the given tensors themselves the model's parameters, in place of copying them.
 
     Raises:
         InputError: lists the names and shapes in which the weights and the model differ.
     """
     check_shapes(model, _shapes(state), source)
-    model.load_state_dict(state, assign=assign)
+    model.load_state_dict(state)
 
 
 def check_shapes(model: nn.Module, given: dict[str, list[int]], source: str | Path) -> None:

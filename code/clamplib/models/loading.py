@@ -1,20 +1,18 @@
 """Reading the model of a variant, and writing the folder of one (see `variants`)."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from clamplib.files import InputError, atomic_path, cause_of, show
+from clamplib.files import InputError, cause_of, show, write_json
 from clamplib.models.checkpoints import check_weights, load_weights, read_weights, writing_weights
 from clamplib.models.configs import CONFIG_NAME
-from clamplib.models.encoders import PATCH_WEIGHT, CLaMP3Model, M3Model, lay_out
+from clamplib.models.encoders import CLaMP3Model, M3Model
 from clamplib.models.geometry import Geometry
 from clamplib.models.quantization import quantize
 from clamplib.models.tokenizer import TOKENIZER_NAME, TextTokenizer, read_tokenizer
@@ -110,20 +108,15 @@ def save_variant(
     folder = Path(folder)
     text_config = dict(geometry.text_config or model.text_model.config.to_dict())
     text_config.pop("_name_or_path", None)  # a path on the machine where it was trained
-    _write_json(folder / CONFIG_NAME, replace(geometry, text_config=text_config).to_dict())
+    write_json(folder / CONFIG_NAME, replace(geometry, text_config=text_config).to_dict())
     modules = []
     for number, (path, type_) in enumerate(MODULE_TYPES.items()):
         modules.append({"idx": number, "name": str(number), "path": path, "type": type_})
-    _write_json(folder / MODULES_NAME, modules)
+    write_json(folder / MODULES_NAME, modules)
     tokenizer.save_pretrained(folder)
     _write_weights(folder / CLAMP3_WEIGHTS, model, dtype)
     if m3 is not None:
         _write_weights(folder / M3_WEIGHTS, m3, dtype)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype) -> None:
@@ -174,12 +167,10 @@ def _read_model(
     except Exception as error:  # transformers and huggingface_hub raise a dozen kinds
         raise InputError(f"{source}: expected sizes of which a model can be made ({cause_of(error)})") from error
     check_weights(sketch, path)
-    state = read_weights(path)
     if isinstance(sketch, M3Model) or any(sketch.buffers()):  # it has tied weights, or values that are not in the file
         with _NoInit():
             model = make(geometry)
-        load_weights(model, state, path)
-        return model.float().eval()
-    state[PATCH_WEIGHT] = lay_out(state[PATCH_WEIGHT])
-    load_weights(sketch, state, path, assign=True)  # the others stay in the file until they are used
-    return sketch.float().eval()
+    else:
+        model = sketch.to_empty(device="cpu")
+    load_weights(model, read_weights(path), path)  # copied, because the file may be written over while they are used
+    return model.float().eval()

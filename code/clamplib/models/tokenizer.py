@@ -1,10 +1,9 @@
 """The tokenizer of a text encoder. It is read without transformers, the import of which would take seconds."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clamplib.files import InputError, atomic_path, cause_of, read_object, show
+from clamplib.files import InputError, atomic_path, cause_of, read_object, show, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,8 +60,7 @@ class TextTokenizer:
         """Writes tokenizer.json and tokenizer_config.json, which transformers reads too."""
         with atomic_path(Path(folder, TOKENIZER_NAME)) as temporary:
             self.tokenizer.save(str(temporary))
-        with atomic_path(Path(folder, TOKENIZER_CONFIG)) as temporary:
-            temporary.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(folder, TOKENIZER_CONFIG), self.settings)
 
 
 def _content(token: str | dict | None) -> str | None:
