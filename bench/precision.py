@@ -14,7 +14,6 @@ from bench.models import PAD, XLM_R
 from clamplib.embedding.encoding import clamp3_encoders, encode
 from clamplib.embedding.sequences import symbolic_patches, text_tokens
 from clamplib.formats.notation import split_tunes
-from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models.encoders import CLaMP3Model
 from clamplib.models.geometry import Geometry
 from clamplib.models.loading import LoadedModel
@@ -45,7 +44,7 @@ def rows() -> Iterator[Row]:
 
 
 def _compare(name: str, loaded: LoadedModel, tunes: list[str], queries: list[str] | None) -> Iterator[Row]:
-    patchilizer = M3Patchilizer(loaded.geometry.patch_size, loaded.geometry.patch_length)
+    patchilizer = loaded.geometry.make_patchilizer()
     pieces = [symbolic_patches(tune, patchilizer) for tune in tunes]
     taken, vectors, asking = {}, {}, {}
     for dtype in (torch.float32, torch.bfloat16, torch.int8):

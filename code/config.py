@@ -65,6 +65,7 @@ FREEZE_TEXT = False  # leave the text encoder unchanged
 # -------------------------------------------------------------------- CLaMP 3: which variant
 CLAMP3_WEIGHTS = "weights_clamp3_saas"  # the published weights to use, or the name of those that you train
 CLAMP3_ABC = ""  # reading of ABC that is not interleaved: "as found", "converted", or "": as found, with a warning
+CLAMP3_NOTES = ""  # form of symbolic music that the model reads: "canonical" (clamplib/formats/canonical.py), or as is
 
 # -------------------------------------------------------------------- CLaMP 3: random changes to items
 TEXT_DROPOUT = True  # random lines of all text fields; False: `analysis`, as in evaluation

@@ -5,6 +5,7 @@
 | weights_sha256 | which weights made the features |
 | kind | "clamp3 global", "clamp3 temporal", "m3", "mert", "mert mean" or "spectral" |
 | abc | how ABC was read that is not interleaved: "as found" or "converted" |
+| notes | "canonical" where the model reads symbolic music in that form (see `formats.canonical`) |
 | front | what heard the recordings: "spectral", or "mert-" and the hash of MERT's weights; only where there are any |
 | precision | in what the model computed: "bfloat16", "float16" or "int8"; not there for float32 |
 | variant, geometry, library | for people |

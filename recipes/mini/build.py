@@ -4,8 +4,9 @@
 
 The output folder holds:
 
-    abc/, raw/, mtf/      interleaved ABC, tunes as found, MTF; each in train/, transposed/ and held_out/
-                          (in transposed/, `@G` after a name is the tonic of the copy)
+    abc/, raw/, mtf/      interleaved ABC, tunes as found, MTF; each in train/ and held_out/
+    notes/                training pieces in the canonical form, as written and as played (see forms); `@G` after a name
+                          is the tonic of a copy in another key
     train.jsonl           training pieces as the training scripts read them
     eval.jsonl            evaluation pieces, likewise
     heldout.jsonl         held-out pieces with their facts
@@ -40,15 +41,15 @@ from clamplib.command import positive
 from clamplib.jobs import Report, run_jobs
 from clamplib.training.pieces import text_lines
 from recipes.mini.convert import Notes, convert, count_bars
-from recipes.mini.corpus import ESSEN, CorpusPiece, corpus_pieces, read_key, with_key
+from recipes.mini.corpus import CorpusPiece, corpus_pieces, with_key
+from recipes.mini.forms import FLAT_MODES, SEMITONES, moved_tonic, write_forms
 from recipes.mini.text_model import make_text_model
 from recipes.mini.texts import LANGUAGES, Facts, caption, describe
 
 HELD_OUT = range(0, 10)  # of 100 buckets
 EVALUATION = range(10, 13)
 CLIPS = 300  # held-out pieces that are rendered as audio
-TRANSPOSED = 2  # copies of a tune in other keys
-SIGNATURES = "G D A C F Bb Eb E".split()  # the keys of the tunes, the most common first
+OTHER_KEYS = 2  # copies of a piece in other keys
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,11 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path, help="folder for the data, for example out/mini")
     parser.add_argument("--openscore", type=Path, help="folder of OpenScore scores with index.tsv")
+    parser.add_argument("--openewld", type=Path, help="folder of OpenEWLD lead sheets with index.tsv")
     parser.add_argument("--essen", action="store_true", help="include Essen (license: non-commercial use) in training")
     parser.add_argument("--workers", type=positive, help="number of processes (default: one per core)")
     args = parser.parse_args(argv)
     index, sources = args.output / "pieces.jsonl", args.output / "sources.json"
-    wanted = {"openscore": bool(args.openscore), "essen": args.essen}
+    wanted = {"openscore": bool(args.openscore), "openewld": bool(args.openewld), "essen": args.essen}
     if not index.exists():
         convert_all(args)
         sources.write_text(json.dumps(wanted), encoding="utf-8")
@@ -74,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def convert_all(args: argparse.Namespace) -> None:
     """Writes the notes of every piece, and pieces.jsonl with its id, opening, facts and file names."""
-    found = list(corpus_pieces(args.openscore, args.essen))
+    found = list(corpus_pieces(args.openscore, args.openewld, args.essen))
     outcomes = run_jobs(partial(_piece_record, output=args.output), found, workers=args.workers)
     records, report = {}, Report()
     for number, record, error in tqdm(outcomes, total=len(found), unit="piece"):
@@ -96,14 +98,6 @@ def _piece_record(piece: CorpusPiece, output: Path) -> dict:
     record = {"id": piece.id, "opening": notes.opening, "facts": asdict(facts), "files": {}}
     side = "held_out" if bucket(notes.opening) in HELD_OUT else "train"
     record["files"][""] = _write(notes, output, f"{side}/{piece.id}")
-    if piece.abc is not None and facts.collection != ESSEN and side == "train":
-        for signature in random.Random(piece.id).sample(SIGNATURES, TRANSPOSED):
-            try:
-                copy = convert(piece, signature)
-            except Exception:  # abctoolkit cannot parse every spelling of a note: skip this copy
-                continue
-            tonic, _ = read_key(copy.key_field)
-            record["files"][tonic or ""] = _write(copy, output, f"transposed/{piece.id}@{tonic}")
     return record
 
 
@@ -135,7 +129,9 @@ def write_split(records: list[dict], output: Path) -> None:
     rest = [r for r in records if bucket(r["opening"]) not in HELD_OUT and _plain_title(r) not in titles]
     evaluation = [r for r in rest if bucket(r["opening"]) in EVALUATION and _files(r, "abc")]
     training = [r for r in rest if bucket(r["opening"]) not in EVALUATION]
-    lines = [line for record in training for line in training_lines(record)]
+    outcomes = run_jobs(partial(training_lines, data=output), training)
+    found = {number: lines for number, lines, error in tqdm(outcomes, total=len(training), unit="piece") if not error}
+    lines = [line for number in sorted(found) for line in found[number]]
     write_jsonl(output / "train.jsonl", lines)
     write_jsonl(output / "eval.jsonl", map(evaluation_line, evaluation))
     write_jsonl(output / "heldout.jsonl", held_out)
@@ -162,12 +158,19 @@ def _plain_title(record: dict) -> str:
     return "" if record["id"].startswith("openscore") else title  # songs with the same title are different songs
 
 
-def training_lines(record: dict) -> Iterable[dict]:
-    """Yields lines for the training scripts: one per key, each with its own texts in every language."""
+def training_lines(record: dict, data: Path) -> list[dict]:
+    """Writes the canonical forms of a piece. Returns lines for the training scripts: one per key, with its texts."""
     rng = random.Random(record["id"])
-    for tonic, files in record["files"].items():
+    facts = facts_of(record)
+    keys = {}
+    if facts.tonic is not None:
+        for semitones in rng.sample(SEMITONES, OTHER_KEYS):
+            keys[moved_tonic(facts.tonic, semitones, facts.mode in FLAT_MODES)] = semitones
+    lines = []
+    for tonic, files in write_forms(record, data, keys).items():
         name = f"{record['id']}@{tonic}" if tonic else record["id"]
-        yield {"id": name, "filepaths": files, **text_fields(facts_of(record, tonic), rng)}
+        lines.append({"id": name, "filepaths": files, **text_fields(facts_of(record, tonic), rng)})
+    return lines
 
 
 def text_fields(facts: Facts, rng: random.Random) -> dict:

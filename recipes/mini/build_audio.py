@@ -2,12 +2,13 @@
 
     python -m recipes.mini.build_audio out/mini
 
-Every piece is rendered once (see render): training pieces with one sound font, held-out clips with another one and with
-other instruments. The folder then holds:
+Every piece is rendered once (see render). Training pieces are performed (see rewrite), half of them with a sound font
+and half with sounds made anew. Held-out clips are played as written with another sound font and other instruments. The
+folder then holds:
 
     played/<path>.npy     the spectrogram of each rendered piece
     audio/<path>.npy      the features computed from it
-    mtf/moved/<path>      the MTF of a training piece in another key
+    notes/moved/<path>    the canonical form of a training piece in another key
     train_audio.jsonl     training pieces in several keys, with the files and the texts of each key
 
 In each key, a training piece has features as it was played and features in another tempo and tone.
@@ -30,17 +31,16 @@ from tqdm import tqdm
 from clamplib.audio import WINDOW_SECONDS, Waveform
 from clamplib.audio.decoding import windows
 from clamplib.audio.spectral import BINS, MINIMUM, OCTAVES, PITCH_CLASSES, RATE, spectral_features, spectrogram
-from clamplib.formats.mtf import mtf_to_midi
+from clamplib.formats.notes import read_notes
 from clamplib.jobs import Report, run_batch
 from recipes.mini.build import audio_name, facts_of, held_out_clips, read_jsonl, text_fields, write_jsonl
+from recipes.mini.forms import FLAT_MODES, SEMITONES, in_key, moved_tonic, save_forms
 from recipes.mini.render import MERLIN, TIMGM6MB, render
-from recipes.mini.texts import Facts
+from recipes.mini.rewrite import performed
 
 MOVED = "audio/moved/"
-KEYS = 6  # per training piece
-OTHER_KEYS = [semitones for semitones in range(-6, 6) if semitones]
-MAJOR_TONICS = "C Db D Eb E F F# G Ab A Bb B".split()
-MINOR_TONICS = "C C# D Eb E F F# G G# A Bb B".split()
+KEYS = 5  # per training piece
+MOVED_FORMS = 4  # files of a piece that are written in its other keys
 TONE = 7.0  # standard deviation of an octave's level, in dB
 STRETCH = 0.1  # largest change of tempo, as a share
 NOISE = 0.08  # standard deviation, added to features
@@ -61,7 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         tunes = [audio_name(record["files"][""]) for record in records]
         reports.append(play([*tunes, *evaluated], args.data, TIMGM6MB, args.workers))
         played = [record for record in records if _played(args.data, audio_name(record["files"][""])).exists()]
-        lines = [line for record in tqdm(played, unit="piece", desc="keys") for line in audio_lines(record, args.data)]
+        notes = {line["id"]: line["filepaths"] for line in read_jsonl(args.data / "train.jsonl")}
+        lines = []
+        for record in tqdm(played, unit="piece", desc="keys"):
+            lines += audio_lines(record, notes[record["id"]], args.data)
         write_jsonl(args.data / "train_audio.jsonl", lines)
         names += evaluated + [file for line in lines for file in line["filepaths"] if file.startswith("audio/")]
     reports.append(hear(names, args.data, args.workers))
@@ -76,54 +79,27 @@ def training_records(data: Path) -> list[dict]:
     return [record for record in read_jsonl(data / "pieces.jsonl") if record["id"] in names]
 
 
-def audio_lines(record: dict, data: Path) -> Iterator[dict]:
-    """Yields lines for training on audio: a piece in its own key and in others. Writes the MTF of the other keys."""
+def audio_lines(record: dict, notes: list[str], data: Path) -> Iterator[dict]:
+    """Yields lines for training on audio: a piece in its own key and in others.
+
+    Args:
+        record: of pieces.jsonl.
+        notes: the names of the piece's files in the canonical form, which are written once more for every other key.
+        data: the folder with all files.
+    """
     rng = random.Random(f"audio of {record['id']}")
-    facts, files = facts_of(record), record["files"][""]
-    scores, audio = [file for file in files if not file.startswith("raw/")], audio_name(files)
-    yield {"id": record["id"], "filepaths": [*scores, audio, _variant(audio)], **text_fields(facts, rng)}
+    facts, audio = facts_of(record), audio_name(record["files"][""])
+    yield {"id": record["id"], "filepaths": [*notes, audio, _variant(audio)], **text_fields(facts, rng)}
     if facts.tonic is None:
         return
-    midi = _notes(data, audio).read_text("utf-8")
-    for semitones in sorted(rng.sample(OTHER_KEYS, KEYS - 1)):
-        moved, tonic = moved_midi(midi, semitones), moved_tonic(facts, semitones)
-        if moved is None:
-            continue
+    forms = [(data / name).read_text("utf-8") for name in notes[:MOVED_FORMS]]
+    for semitones in sorted(rng.sample(SEMITONES, KEYS - 1)):
+        tonic = moved_tonic(facts.tonic, semitones, facts.mode in FLAT_MODES)
+        name = f"{record['id']}@{semitones:+d}"
+        scores = save_forms([in_key(form, semitones) for form in forms], data, f"moved/{name}")
         copy = audio.replace("audio/train/", MOVED).replace(".npy", f"@{semitones:+d}.npy")
-        path = _notes(data, copy)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(moved, encoding="utf-8", newline="")
-        yield {
-            "id": f"{record['id']}@{semitones:+d}",
-            "filepaths": [path.relative_to(data).as_posix(), copy, _variant(copy)],
-            **text_fields(replace(facts, tonic=tonic), rng),
-        }
-
-
-def moved_midi(text: str, semitones: int) -> str | None:
-    """Transposes MTF. Drums stay as they are. Returns None if a note would leave MIDI's range."""
-    pitches = [int(pitch) for channel, pitch in re.findall(r"(?m)^note_on \d+ (\d+) (\d+)", text) if channel != "9"]
-    if not 0 <= min(pitches) + semitones <= max(pitches) + semitones <= 127:
-        return None
-
-    def note(match: re.Match) -> str:
-        return match[0] if match[2] == "9" else f"{match[1]} {match[2]} {int(match[3]) + semitones}"
-
-    def signature(match: re.Match) -> str:
-        return match[1] + _tonic(match[2], semitones, minor=bool(match[3])) + match[3]
-
-    text = re.sub(r"(?m)^(note_o(?:n|ff) \d+) (\d+) (\d+)", note, text)
-    return re.sub(r"(?m)^(key_signature )([A-G][b#]?)(m?)", signature, text)
-
-
-def moved_tonic(facts: Facts, semitones: int) -> str:
-    """Returns the tonic of a transposed piece, spelled as the key with few accidentals."""
-    return _tonic(facts.tonic, semitones, minor=facts.mode in ("minor", "dorian"))
-
-
-def _tonic(tonic: str, semitones: int, minor: bool) -> str:
-    pitch = "C D EF G A B".index(tonic[0]) + {"": 0, "#": 1, "b": -1}[tonic[1:]] + semitones
-    return (MINOR_TONICS if minor else MAJOR_TONICS)[pitch % PITCH_CLASSES]
+        texts = text_fields(replace(facts, tonic=tonic), rng)
+        yield {"id": name, "filepaths": [*scores, copy, _variant(copy)], **texts}
 
 
 def tune_of(name: str) -> str:
@@ -212,7 +188,12 @@ def _variant(name: str) -> str:
 
 
 def _play(source: Path, target: Path, font: tuple[str, str]) -> None:
-    sound = render(mtf_to_midi(source.read_text("utf-8")), font, random.Random(f"{source.parent.name}/{source.name}"))
+    rng = random.Random(f"{source.parent.name}/{source.name}")
+    music = read_notes(source.read_text("utf-8"))
+    if font == TIMGM6MB:
+        music = performed(music, rng)
+        font = rng.choice((TIMGM6MB, None))
+    sound = render(music, font, rng)
     cut = list(windows(Waveform(sound, RATE), RATE, WINDOW_SECONDS, minimum=MINIMUM))
     _save(spectrogram(cut).astype(np.float16), target)
 

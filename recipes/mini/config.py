@@ -14,7 +14,7 @@ SAVE_EVERY = 100
 CHUNK_BATCHES = 5  # few, so that batches keep mixed lengths and length alone does not tell tunes apart
 
 # data, as recipes.mini.build writes it
-M3_TRAIN_FOLDERS = ["../../out/mini/abc/train", "../../out/mini/mtf/train"]
+M3_TRAIN_FOLDERS = ["../../out/mini/notes"]
 M3_EVAL_FOLDERS = []
 CLAMP3_TRAIN_JSONL = "../../out/mini/train.jsonl"
 CLAMP3_EVAL_JSONL = "../../out/mini/eval.jsonl"
@@ -41,7 +41,8 @@ M3_LOGS_PATH = "../../out/mini/logs_m3.txt"
 
 # CLaMP 3
 CLAMP3_VARIANT = "mini"
-CLAMP3_ABC = "as found"  # on held-out tunes better than converted
+CLAMP3_ABC = "as found"  # the canonical form is the same either way
+CLAMP3_NOTES = "canonical"  # one form for ABC and MIDI, whatever hand wrote them
 CLAMP3_LOAD_M3 = False  # with M3's weights all pieces start out alike (cosine .996), and the loss stays at chance
 CLAMP3_WEIGHTS_PATH = "../../out/mini/weights_clamp3.pth"
 CLAMP3_LOGS_PATH = "../../out/mini/logs_clamp3.txt"

@@ -2,14 +2,12 @@
 
 import base64
 import io
-import random
 import re
 import statistics
 from dataclasses import dataclass
 
 import mido
 import verovio
-from abctoolkit.transpose import transpose_an_abc_text
 
 from clamplib.formats.mtf import midi_to_mtf
 from clamplib.formats.notation import abc_to_xml, interleave, xml_to_abc
@@ -24,7 +22,6 @@ MARKS = re.compile(r'"[^"]*"|![^!]*!|\{[^}]*\}|\[[A-Z]:[^\]]*\]')
 STEPS = "CDEFGABcdefgab"
 OPENING_BARS = 2  # an opening has at least so many bars
 OPENING_NOTES = 8  # and at least so many notes
-DEVICES = (96, 192, 240, 384, 480, 960)  # ticks per beat that are common in MIDI files
 
 verovio.enableLog(verovio.LOG_OFF)
 _toolkit: verovio.toolkit | None = None
@@ -42,29 +39,18 @@ class Notes:
     final_bass: int | None  # MIDI pitch of the lowest note that ends the piece
 
 
-def convert(piece: CorpusPiece, signature: str | None = None) -> Notes:
+def convert(piece: CorpusPiece) -> Notes:
     """Converts a piece.
-
-    Args:
-        piece: a tune or a score.
-        signature: the major key whose signature a transposed copy gets; tunes only. Half of the copies are saved as
-            another program might save them (`as_recorded`), for variety in training.
 
     Raises:
         Exception: whatever the converters raise for a broken piece.
     """
     raw = without_labels(piece.abc) if piece.abc is not None else None
     xml = abc_to_xml(raw) if raw is not None else read_musicxml(piece.score)
-    abc = xml_to_abc(xml.encode())
-    if signature is not None:
-        abc = transpose_an_abc_text([line + "\n" for line in abc.split("\n") if line.strip()], signature)
-        raw, xml = None, abc_to_xml(abc)
-    abc = interleave(abc)
+    abc = interleave(xml_to_abc(xml.encode()))
     midi = to_midi(xml)
-    rng = random.Random(f"{piece.id}@{signature}")
-    mtf = midi_to_mtf(as_recorded(midi, rng) if signature is not None and rng.random() < 0.5 else midi)
     key = re.search(r"(?m)^K:(.*)", abc)
-    return Notes(abc, raw, mtf, opening_steps(abc), key[1].strip() if key else "", _final_bass(midi))
+    return Notes(abc, raw, midi_to_mtf(midi), opening_steps(abc), key[1].strip() if key else "", _final_bass(midi))
 
 
 def without_labels(abc: str) -> str:
@@ -130,24 +116,3 @@ def _final_bass(midi: mido.MidiFile) -> int | None:
             starts.append((now, message.note))
     beat = midi.ticks_per_beat
     return min((note for time, note in starts if time >= starts[-1][0] - beat // 8), default=None)
-
-
-def as_recorded(midi: mido.MidiFile, rng: random.Random) -> mido.MidiFile:
-    """Copies a MIDI file as another program would save it: other ticks, other loudness, note_off messages."""
-    ticks = rng.choice(DEVICES)
-    loudness = rng.randint(50, 110)
-    copy = mido.MidiFile(type=midi.type, ticks_per_beat=ticks)
-    for track in midi.tracks:
-        now = 0
-        changed = mido.MidiTrack()
-        for message in track:
-            before, now = now * ticks // midi.ticks_per_beat, now + message.time
-            time = now * ticks // midi.ticks_per_beat - before
-            if message.type == "note_on":
-                if message.velocity:
-                    message = message.copy(velocity=loudness)
-                else:
-                    message = mido.Message("note_off", channel=message.channel, note=message.note, velocity=64)
-            changed.append(message.copy(time=time))
-        copy.tracks.append(changed)
-    return copy

@@ -1,9 +1,9 @@
 """The pieces that `mini` is trained on and judged by, with the facts that their own metadata states.
 
-There are two sources, both read in place: the corpus inside music21, and a folder of OpenScore songs and string
-quartets (CC0, github.com/OpenScore/Lieder and github.com/OpenScore/StringQuartets) with its index.tsv. Palestrina,
-Josquin and every score with a rights notice are left out. Essen is left out unless it is asked for (license:
-non-commercial use).
+There are three sources, all read in place: the corpus inside music21, a folder of OpenScore songs and string quartets
+(CC0, github.com/OpenScore/Lieder and github.com/OpenScore/StringQuartets) with its index.tsv, and a folder of OpenEWLD
+lead sheets (public domain, github.com/00sapo/OpenEWLD) with its index.tsv. Palestrina, Josquin and every score with a
+rights notice are left out. Essen is left out unless it is asked for (license: non-commercial use).
 """
 
 import csv
@@ -21,6 +21,7 @@ from recipes.mini.texts import Facts
 
 CORPUS = Path(music21.__file__).parent / "corpus"
 ESSEN = "Essen Folksong Collection"
+OPENEWLD = "OpenEWLD"
 DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>'
 KINDS = ("air", "jig", "reel", "hornpipe", "march", "strathspey", "slip jig")
 
@@ -106,7 +107,9 @@ class CorpusPiece:
     score: Path | None = None
 
 
-def corpus_pieces(openscore: Path | None = None, essen: bool = False) -> Iterator[CorpusPiece]:
+def corpus_pieces(
+    openscore: Path | None = None, openewld: Path | None = None, essen: bool = False
+) -> Iterator[CorpusPiece]:
     """Yields every piece of the corpora, in a fixed order."""
     for folder, collection, origin in (
         ("oneills1850", "O'Neill's Music of Ireland", "Irish"),
@@ -121,6 +124,8 @@ def corpus_pieces(openscore: Path | None = None, essen: bool = False) -> Iterato
     yield from _scores()
     if openscore is not None:
         yield from _openscore(openscore)
+    if openewld is not None:
+        yield from _openewld(openewld)
 
 
 def _tunes(folder: str, collection: str | None, origin: str | None) -> Iterator[CorpusPiece]:
@@ -202,12 +207,7 @@ def _scores() -> Iterator[CorpusPiece]:
 
 
 def _openscore(folder: Path) -> Iterator[CorpusPiece]:
-    index = folder / "index.tsv"
-    if not index.is_file():
-        raise FileNotFoundError(f"{index}: not found; expected the folder of OpenScore scores with its index.tsv")
-    with index.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines, delimiter="\t"))
-    for row in sorted(rows, key=lambda row: row["file"]):
+    for row in _index_rows(folder, "OpenScore scores"):
         quartet = row["file"].startswith("quartets")
         path = folder / row["file"]
         origin = (row["composer_description"] or "").split(" ")[0]
@@ -222,6 +222,24 @@ def _openscore(folder: Path) -> Iterator[CorpusPiece]:
             ("violin", "violin", "viola", "cello") if quartet else ("voice", "piano"),
         )
         yield CorpusPiece(f"openscore/{path.stem}", facts, score=path)
+
+
+def _openewld(folder: Path) -> Iterator[CorpusPiece]:
+    for row in _index_rows(folder, "OpenEWLD lead sheets"):
+        path = folder / "scores" / row["file"]
+        facts = score_facts(read_musicxml(path), row["title"], "song", None, None, None, OPENEWLD, ())
+        waltz = facts.metre == "3/4"  # popular songs in 3/4 of these years are waltzes
+        composer = row["authors"] if not row["authors"].startswith("[") else None
+        facts = replace(facts, kind="waltz" if waltz else "song", composer=composer or None)
+        yield CorpusPiece(f"openewld/{path.stem}", facts, score=path)
+
+
+def _index_rows(folder: Path, content: str) -> list[dict[str, str]]:
+    index = folder / "index.tsv"
+    if not index.is_file():
+        raise FileNotFoundError(f"{index}: not found; expected the folder of {content} with its index.tsv")
+    with index.open(encoding="utf-8", newline="") as lines:
+        return sorted(csv.DictReader(lines, delimiter="\t"), key=lambda row: row["file"])
 
 
 def score_facts(xml, title, kind, composer, born, origin, collection, instruments) -> Facts:

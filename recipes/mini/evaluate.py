@@ -22,6 +22,7 @@ from clamplib.embedding.encoding import encode_audio, encode_scores, encode_text
 from clamplib.evaluation.metrics import retrieval_metrics
 from clamplib.evaluation.pairs import vector_ranks
 from clamplib.files import load_array
+from clamplib.formats.canonical import canonical
 from clamplib.models.variants import load_clamp3
 from clamplib.retrieval.similarity import normalize
 from clamplib.training.augment import hide_header, remove_instrument_info
@@ -118,7 +119,7 @@ def tune_rows(model, tunes: HeldOut, data: Path) -> list[dict]:
         other = mrr(encode_texts(model, tunes.captions(language)), abc)
         rows.append(row(f"{language} text to ABC, MRR", other, f"{other / english:.0%} of English"))
     raw = tunes.texts("raw")
-    hidden = [hide_header(score) for score in tunes.texts("abc")]
+    hidden = [hide_header(canonical(score)) for score in tunes.texts("abc")]
     tfidf = tfidf_neighbors(data, tunes, captions)
     return rows + [
         row("text to raw ABC as found, MRR", mrr(text, encode_scores(model, raw))),
@@ -261,9 +262,9 @@ def row(name: str, value: float, note: str = "") -> dict:
     return {"name": name, "value": round(value, 4), "note": note}
 
 
-def print_table(rows: list[dict]) -> None:
-    width = max(len(each["name"]) for each in rows)
-    print(f"| {'held out, text without title':{width}} | value | |\n| {'-' * width} | --- | --- |")
+def print_table(rows: list[dict], title: str = "held out, text without title") -> None:
+    width = max(len(title), *(len(each["name"]) for each in rows))
+    print(f"| {title:{width}} | value | |\n| {'-' * width} | --- | --- |")
     for each in rows:
         print(f"| {each['name']:{width}} | {each['value']:.3f} | {each['note']} |")
 

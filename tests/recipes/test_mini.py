@@ -2,18 +2,21 @@
 
 import csv
 import json
+import random
 import re
 from dataclasses import asdict
 
-import mido
 import pytest
 
 from clamplib.app.demo import HELD_OUT
-from clamplib.formats.notation import abc_to_xml
-from recipes.mini import build
-from recipes.mini.convert import Notes, as_recorded, convert, opening_steps, to_midi, without_labels
+from clamplib.formats.canonical import canonical, write
+from clamplib.formats.mtf import midi_to_mtf
+from clamplib.formats.notes import read_notes
+from recipes.mini import build, hands
+from recipes.mini.convert import Notes, convert, opening_steps, without_labels
 from recipes.mini.corpus import KINDS, CorpusPiece, corpus_pieces, read_key, sung_language, with_key
 from recipes.mini.evaluate import chance_mrr, equal_text_ceiling, is_right
+from recipes.mini.rewrite import transcribed
 from recipes.mini.texts import Facts
 
 TUNE = """X:7
@@ -29,6 +32,9 @@ K:D
 "^Lively reel"A2|"D"d2fd Adfd|"G"gfed "A7"c2A2|d2fd Adfd|"A"efec "D"d2:|
 w: la la la
 """
+MUSIC = "M:4/4\nL:1/8\nK:Ddor\nD2FA dAFA|G2EC EGcE|D2FA dAfd|ecAG F2D2|d2fd adfd|c2ec gcec|A2FA dAFA|GECE D4|\n"
+MUSIC_AS_MTF = "ticks_per_beat 2\nnote_on 0 0 62 90\nnote_on 2 0 62 0\nnote_on 0 0 65 90\nnote_on 2 0 65 0"
+UP = str.maketrans("cdefgaA", "defgabB")  # the notes of the tune
 UNKNOWN = Facts(
     **dict.fromkeys("title kind tonic mode metre tempo mood composer born origin collection song_language".split()),
     instruments=(),
@@ -40,11 +46,6 @@ def tune() -> Notes:
     return convert(CorpusPiece("test/1", UNKNOWN, abc=TUNE))
 
 
-def notes_of(mtf_or_midi) -> list[int]:
-    messages = mido.merge_tracks(mtf_or_midi.tracks)
-    return [message.note for message in messages if message.type == "note_on" and message.velocity]
-
-
 def test_no_label_reaches_the_notes(tune):
     for text in (tune.abc, tune.raw, tune.mtf):
         assert not re.search("(?i)title|reel|ireland|nobody|composer|lively| la ", text)
@@ -53,11 +54,9 @@ def test_no_label_reaches_the_notes(tune):
 
 
 def test_an_opening_is_the_same_in_any_key_and_with_another_upbeat(tune):
-    for signature in ("G", "Bb", "E"):
-        copy = convert(CorpusPiece("test/1", UNKNOWN, abc=TUNE), signature)
-        assert copy.opening == tune.opening
-        assert copy.key_field == signature
-        assert copy.raw is None
+    copy = convert(CorpusPiece("test/1", UNKNOWN, abc=TUNE.replace("K:D", "K:E").translate(UP)))
+    assert copy.opening == tune.opening
+    assert copy.key_field == "E"
     other_upbeat = TUNE.replace('"^Lively reel"A2|', "A/B/c|")
     assert convert(CorpusPiece("test/2", UNKNOWN, abc=other_upbeat)).opening == tune.opening
     assert convert(CorpusPiece("test/3", UNKNOWN, abc=TUNE.replace("d2fd", "f2df"))).opening != tune.opening
@@ -65,16 +64,6 @@ def test_an_opening_is_the_same_in_any_key_and_with_another_upbeat(tune):
 
 def test_opening_reads_the_first_voice_and_the_top_of_chords():
     assert opening_steps("L:1/8\nK:C\n[V:1]C2E2G2c2|[V:2]z8|\n[V:1][CE]2F2G2A2|[V:2]z8|\n") == "2 2 3 -5 1 1 1"
-
-
-def test_a_recording_has_the_same_notes_in_another_dress():
-    import random
-
-    midi = to_midi(abc_to_xml(without_labels(TUNE)))
-    copy = as_recorded(midi, random.Random(3))
-    assert notes_of(copy) == notes_of(midi)
-    assert any(message.type == "note_off" for track in copy.tracks for message in track)
-    assert copy.length == pytest.approx(midi.length, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +121,9 @@ def test_near_duplicates_share_a_side_and_equal_titles_leave_training(tmp_path):
 
     def record(name: str, opening: str, title: str) -> dict:
         files = {"": [f"abc/{name}.abc", f"mtf/{name}.mtf"]}
+        for file, text in zip(files[""], (MUSIC, MUSIC_AS_MTF), strict=True):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).write_text(text)
         return {"id": name, "opening": opening, "facts": {**facts, "title": title}, "files": files}
 
     records = [
@@ -153,9 +145,54 @@ def test_near_duplicates_share_a_side_and_equal_titles_leave_training(tmp_path):
     assert "Held" not in "".join(lines["train"])
 
 
+def test_every_key_of_a_piece_has_its_files_and_texts(tmp_path):
+    for name, text in (("abc/a.abc", MUSIC), ("mtf/a.mtf", MUSIC_AS_MTF)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    facts = {**vars(UNKNOWN), "kind": "reel", "tonic": "D", "mode": "dorian", "instruments": []}
+    record = {"id": "a", "facts": facts, "files": {"": ["abc/a.abc", "mtf/a.mtf"]}}
+    own, *others = build.training_lines(record, tmp_path)
+    assert len(others) == build.OTHER_KEYS and len({line["id"] for line in (own, *others)}) == 3
+    assert " in D dorian" in own["analysis"].replace("Dorian", "dorian")
+    first = (tmp_path / own["filepaths"][0]).read_text()
+    assert first == canonical(MUSIC) and "K:Ddor\n" in first
+    for line in others:
+        tonic = line["id"].removeprefix("a@")
+        assert (tmp_path / line["filepaths"][0]).read_text() == first.replace("K:Ddor", f"K:{tonic}dor")
+        assert line["filepaths"][0].startswith("notes/a@")
+    again = build.training_lines(record, tmp_path)
+    assert again == [own, *others]
+
+
+def test_performances_are_of_the_same_piece():
+    music = read_notes(MUSIC)
+    rng = random.Random(0)
+    forms = [write(transcribed(music, rng)) for _ in range(40)]
+    assert len(set(forms)) > 20
+    assert write(read_notes(MUSIC)) == canonical(MUSIC)  # which did not change
+    own = set(canonical(MUSIC).splitlines()[3:])
+    shared = [len(own.intersection(form.splitlines())) for form in forms]
+    assert sum(count > 2 for count in shared) > 12
+
+
 def test_chance_and_ceiling():
     assert chance_mrr(2) == pytest.approx(0.75)
     assert equal_text_ceiling(["a", "a", "b"]) == pytest.approx((0.75 + 0.75 + 1) / 3)
+
+
+def test_hands_write_the_same_tune():
+    tune = without_labels(TUNE)
+    plain = re.sub('"[^"]*"', "", tune)
+    chords = hands.with_chords(plain)
+    assert chords.count('"') == 2 * 5  # a chord for every bar, and the upbeat
+    assert re.sub('"[^"]*"', "", chords).split() == plain.split()
+    assert hands.with_chords(tune) == tune
+    for seed in range(20):
+        other = hands.relaid(chords, random.Random(seed))
+        assert other != chords and canonical(other) == canonical(chords)
+    played = midi_to_mtf(hands.by_hand(plain, random.Random(1)))
+    pitches = [note.pitch for note in read_notes(played).parts[0]]
+    assert sorted(pitches) == sorted(note.pitch for note in read_notes(plain).parts[0])
 
 
 def test_a_sentence_is_judged_by_every_field_it_names():

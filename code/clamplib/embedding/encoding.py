@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from clamplib.embedding.sequences import audio_frames, symbolic_patches, text_tokens
-from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.jobs import NOT_FINITE, Outcome
 from clamplib.models.encoders import pad
 from clamplib.models.loading import LoadedModel
@@ -237,7 +236,7 @@ def encode_texts(loaded: LoadedModel, texts: Sequence[str], batch_size: int | No
 
 def encode_scores(loaded: LoadedModel, scores: Sequence[str], batch_size: int | None = None) -> np.ndarray:
     """Global vectors of pieces in interleaved ABC or MTF: float32 [N, D], not normalized."""
-    patchilizer = M3Patchilizer(loaded.geometry.patch_size, loaded.geometry.patch_length)
+    patchilizer = loaded.geometry.make_patchilizer()
     sequences = [symbolic_patches(score, patchilizer) for score in scores]
     return np.concatenate(encode(clamp3_encoders(loaded, True)["symbolic"], sequences, batch_size))
 

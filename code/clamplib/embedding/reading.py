@@ -42,7 +42,6 @@ from clamplib.formats.notation import (
     summarize_error,
     xml_to_abc,
 )
-from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.formats.score_files import SCORE_SUFFIXES, Tune, decode_text, read_text, score_text, score_to_abc
 from clamplib.jobs import LIMITS, Limits, Outcome, run_in_turn, run_jobs
 
@@ -93,7 +92,7 @@ class Reader:
 
     def __init__(self, geometry: "Geometry", limits: Limits | None = LIMITS):
         """Takes the sizes of a model, and what reading one file may take."""
-        self.patchilizer = M3Patchilizer(geometry.patch_size, geometry.patch_length)
+        self.patchilizer = geometry.make_patchilizer()
         self.audio_size = geometry.audio_hidden_size
         self.abc = geometry.abc  # how the model wants ABC that is not interleaved
         self.limits = limits

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from unidecode import unidecode
 
+from clamplib.formats.canonical import CANONICAL, FIRST_LINE, canonical
 from clamplib.formats.mtf import FIRST_WORD
 
 # The order matters: where several match, the first one is the bar line.
@@ -26,6 +27,7 @@ class M3Patchilizer:
     Args:
         patch_size: codes per patch.
         patch_length: the most patches that truncation leaves, which is the length of a segment.
+        notes: "canonical" to read all music in one form (see `canonical`); "": as it is.
     """
 
     pad_token_id = 0
@@ -33,9 +35,10 @@ class M3Patchilizer:
     eos_token_id = 2
     mask_token_id = 3
 
-    def __init__(self, patch_size: int = 64, patch_length: int = 512):
+    def __init__(self, patch_size: int = 64, patch_length: int = 512, notes: str = ""):
         self.patch_size = patch_size
         self.patch_length = patch_length
+        self.notes = notes
 
     def encode(
         self,
@@ -57,7 +60,7 @@ class M3Patchilizer:
             Patches, int [n, patch_size].
         """
         if patch_size not in (None, self.patch_size):
-            return M3Patchilizer(patch_size, self.patch_length).encode(
+            return M3Patchilizer(patch_size, self.patch_length, self.notes).encode(
                 item, None, add_special_patches, truncate, random_truncate, rng
             )
         return self.encode_array(item, add_special_patches, truncate, random_truncate, rng).tolist()
@@ -92,8 +95,13 @@ class M3Patchilizer:
             texts = texts[start : start + self.patch_length]
         return self._pack(texts, self.patch_size)
 
+    def form(self, item: str) -> str:
+        """Returns a piece in the form that is read, which is the piece itself unless `notes` names another."""
+        return canonical(item) if self.notes == CANONICAL else item
+
     def split(self, item: str) -> list[str]:
         """Splits a piece into the texts of its patches, before they are cut to the patch size."""
+        item = self.form(item).removeprefix(FIRST_LINE)
         lines = _LINE.findall(unidecode(item.replace("L:1/8\n", "")))
         if lines and lines[0].split(" ")[0] == FIRST_WORD:
             return self._split_mtf(lines)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 from clamplib.files import excerpt
+from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models.configs import AnyConfig, EncoderConfig, check_config, make_config, read_text_config
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ LIMITS = {"size": 1 << 16, "layers": 1000, "length": 1 << 20}  # by how a field'
 CHARACTERS = 128  # ASCII: the values that one of a patch's characters can take
 HEAD_SIZE = 64
 ABC_READINGS = ("", "as found", "converted")
+NOTES = ("", "canonical")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Geometry:
     The published models take plain dot products times `logit_scale`. With `learned_temperature` the loss takes
     L2-normalized features, and the scale is a parameter of the model that begins there.
     `abc` says how the model wants ABC that is not interleaved: "converted", or "as found"; "" is as found too, and a
-    warning names the files.
+    warning names the files. With `notes` "canonical" it reads all symbolic music in the form of `formats.canonical`.
     """
 
     patch_size: int = 64
@@ -48,6 +50,7 @@ class Geometry:
     learned_temperature: bool = False
     dropout: float = 0.1
     abc: str = ""
+    notes: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -63,6 +66,8 @@ class Geometry:
                 raise ValueError(f"{name} must be a multiple of {HEAD_SIZE}, the size of an attention head")
         if self.abc not in ABC_READINGS:
             raise ValueError(f"abc must be one of {', '.join(map(repr, ABC_READINGS))}, not {excerpt(self.abc)}")
+        if self.notes not in NOTES:
+            raise ValueError(f"notes must be one of {', '.join(map(repr, NOTES))}, not {excerpt(self.notes)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
         if not isinstance(self.learned_temperature, bool):
@@ -75,6 +80,10 @@ class Geometry:
             )
         if self.text_config is not None:
             check_config(self.text_config, "text_config")
+
+    def make_patchilizer(self) -> M3Patchilizer:
+        """What cuts symbolic music into patches."""
+        return M3Patchilizer(self.patch_size, self.patch_length, self.notes)
 
     def symbolic_config(self) -> EncoderConfig:
         """Config of the encoder over patches."""

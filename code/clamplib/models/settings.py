@@ -121,6 +121,7 @@ def make_geometry(settings: SimpleNamespace) -> Geometry:
         learned_temperature=settings.LEARNED_TEMPERATURE,
         dropout=settings.DROPOUT,
         abc=settings.CLAMP3_ABC,
+        notes=settings.CLAMP3_NOTES,
     )
 
 

@@ -199,6 +199,7 @@ def _space(variant: str | Path, path: Path, geometry: Geometry) -> dict:
         "weights_sha256": weights_sha256(path),
         "geometry": geometry.to_dict(),
         "abc": geometry.abc or "as found",
+        **({"notes": geometry.notes} if geometry.notes else {}),
         "library": __version__,
     }
 

@@ -165,7 +165,7 @@ class CLaMP3Dataset(Dataset):
     def _music(self, file: File, rng: random.Random) -> np.ndarray:
         if _is_audio(file):
             return self._truncate(read_frames(file, self.audio_size), self.max_audio_length, rng)
-        text = _read_text(file)
+        text = self.patchilizer.form(_read_text(file))
         if self.training and rng.random() < self.instrument_dropout:
             text = augment.remove_instrument_info(text)
         if self.training and rng.random() < self.hide_header_ratio:

@@ -16,7 +16,6 @@ from torch import nn
 
 from clamplib.command import guarded
 from clamplib.files import check_writable
-from clamplib.formats.patchilizer import M3Patchilizer
 from clamplib.models import distributed
 from clamplib.models.encoders import CLaMP3Model, M3Model
 from clamplib.models.settings import load_m3_encoder, load_settings, load_text_encoder, make_geometry
@@ -151,7 +150,7 @@ def m3_training(settings: SimpleNamespace) -> Training:
     )
     make_dataset = partial(
         M3Dataset,
-        patchilizer=M3Patchilizer(settings.PATCH_SIZE, settings.PATCH_LENGTH),
+        patchilizer=make_geometry(settings).make_patchilizer(),
         mask_ratio=settings.M3_MASK_RATIO,
         seed=settings.SEED,
     )
@@ -193,7 +192,7 @@ def clamp3_training(settings: SimpleNamespace, modality: str, recipe: TrainingRe
         CLaMP3Dataset,
         modality=modality,
         tokenizer=tokenizer,
-        patchilizer=M3Patchilizer(settings.PATCH_SIZE, settings.PATCH_LENGTH),
+        patchilizer=make_geometry(settings).make_patchilizer(),
         max_text_length=settings.MAX_TEXT_LENGTH,
         max_audio_length=settings.MAX_AUDIO_LENGTH,
         audio_size=settings.AUDIO_HIDDEN_SIZE,

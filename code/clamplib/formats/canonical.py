@@ -1,0 +1,301 @@
+"""One form for the notes of ABC and MIDI, whatever hand wrote them.
+
+A variant whose config.json says `"notes": "canonical"` reads symbolic music in this form alone, as `mini` does. It
+keeps the melody, the bass that goes with it, the meter and the key. What people and programs write differently is gone:
+ticks, velocities, programs, the ends of notes, ornaments, accompaniment, repeats that are played out, note values, the
+layout of bars, and the key in which the notes stand.
+
+    N:canonical
+    M:6/8                       the meter, if the music states it
+    K:Em                        the key, as stated if the notes agree
+    V:2                         the number of voices or channels, if there are several
+    A,..|                       the bass at the beginning of the bar, where it changes
+    E5..G5..B5..|               a bar: two characters for each step, a pitch or ..
+
+Notes are written as if the signature had no sharps or flats. A step is half of the melody's usual note.
+"""
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from clamplib.formats.meter import UNIT, find_bars, has_beat, on_pulse
+from clamplib.formats.notes import Music, Note, read_notes
+
+CANONICAL = "canonical"  # the name of the form in a variant's config.json
+FIRST_LINE = "N:canonical\n"  # marks a text in this form; it is no patch
+PITCHES = "CcDdEFfGgAaB"  # a small letter is a sharp
+SCALE = (0, 2, 4, 5, 7, 9, 11)
+MAJOR_TONICS = {sharps: 7 * sharps % 12 for sharps in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)}
+MODES = {0: "", 9: "m", 2: "dor", 7: "mix", 4: "phr", 5: "lyd", 11: "loc"}  # by degree, the likeliest first
+LIKELY = list(MODES)
+COMMON = (0, 9, 2, 7)  # degrees that a final note makes the tonic
+NAMES = "C Db D Eb E F F# G Ab A Bb B".split()
+MINOR_NAMES = "C C# D Eb E F F# G G# A Bb B".split()
+TOLERANCE = 0.03  # share of the notes that may speak against a stated signature
+TOGETHER = 0.06  # quarter notes between onsets of one chord
+HELD = 0.1  # quarter notes by which a note may overlap the next one of its line
+NEIGHBORS = 4  # notes on each side
+FAR_BELOW = 11  # semitones; so low a note among others belongs to the accompaniment
+MAX_STEPS = 30  # of one patch
+MAX_BARS = 100_000
+PHRASES = (32, 16, 12, 8, 6, 4)  # bars that are compared for repeats
+NEAR = 0.01  # quarter notes
+
+
+def canonical(text: str) -> str:
+    """Writes ABC or MTF in the canonical form. A text in this form, and a text without notes, stay as they are."""
+    if text.startswith(FIRST_LINE):
+        return text
+    music = read_notes(text)
+    return write(music) if any(music.parts) else text
+
+
+def write(music: Music) -> str:
+    """Writes music with at least one note in the canonical form."""
+    number = melody_part(music.parts)
+    line = top_line(music.parts[number])
+    kept = set(line)
+    rest = [note for place, part in enumerate(music.parts) for note in part if place != number or note not in kept]
+    if not music.bars and not has_beat([note.onset for note in line]):
+        line, rest = _in_beats(line, rest, music.tempos)
+        music = Music(music.parts)
+    onsets, pitches = [note.onset for note in line], [note.pitch for note in line]
+    bass = [(note.onset, note.pitch) for note in sorted(rest)] or [(time, 36 + root) for time, root in music.roots]
+    sharps, tonic = find_key(onsets, pitches, music.key)
+    unit = find_unit(onsets)
+    if music.bars:
+        starts = music.bars[number]
+    else:
+        starts = _bar_starts(music, onsets, pitches, bass, MAJOR_TONICS[sharps], unit)
+    starts = _whole(starts)
+    lines = [FIRST_LINE]
+    if music.meters:
+        lines.append("M:{}/{}\n".format(*music.meters[0][1:]))
+    lines.append(f"K:{key_name(sharps, tonic)}\n")
+    if len(music.parts) > 1:
+        lines.append(f"V:{len(music.parts)}\n")
+    shift = (MAJOR_TONICS[sharps] + 5) % 12 - 5  # the nearest way to C
+    bars = _bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit)
+    basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit)
+    texts = [(number, _melody_text(notes)) for number, notes in bars]
+    return "".join(lines) + "".join(_fold(texts, basses))
+
+
+# ------------------------------------------------------------------------------------ melody
+
+
+def melody_part(parts: Sequence[Sequence[Note]]) -> int:
+    """Chooses the part that looks most like a melody: high, one note at a time, and there most of the time."""
+    counts = [len({note.onset for note in part}) for part in parts]
+    most = max(counts)
+    scores = []
+    for part, count in zip(parts, counts, strict=True):
+        height = sum(note.pitch for note in part) / len(part) / 12  # octaves
+        scores.append(height + 2 * count / len(part) + 2 * min(count / most, 0.5))
+    return scores.index(max(scores))
+
+
+def top_line(notes: Sequence[Note]) -> list[Note]:
+    """Returns the highest notes, without those below a note that still sounds or far below their neighbors."""
+    line: list[Note] = []
+    for note in sorted(notes, key=lambda note: (note.onset, -note.pitch)):
+        if line and note.onset - line[-1].onset < TOGETHER:
+            if note.pitch > line[-1].pitch:
+                line[-1] = note
+        elif not line or note.pitch > line[-1].pitch or note.onset > line[-1].end - HELD:
+            line.append(note)
+    if len(line) == len(notes):
+        return line
+    kept = []
+    for number, note in enumerate(line):
+        around = sorted(near.pitch for near in line[max(number - NEIGHBORS, 0) : number + NEIGHBORS + 1])
+        if note.pitch > around[len(around) // 2] - FAR_BELOW:
+            kept.append(note)
+    return kept
+
+
+# ------------------------------------------------------------------------------------ key
+
+
+def find_key(onsets: Sequence[float], pitches: Sequence[int], stated: tuple[int, int] | None) -> tuple[int, int]:
+    """Returns (sharps, pitch class of the tonic): as stated if the notes agree, or else as the notes suggest."""
+    weights = [0.0] * 12
+    for onset, after, pitch in zip(onsets, [*onsets[1:], onsets[-1] + 1], pitches, strict=True):
+        weights[pitch % 12] += min(max(after - onset, 0.01), 2.0)
+    fits = {}
+    for sharps, tonic in MAJOR_TONICS.items():
+        fits[sharps] = sum(weights[(tonic + degree) % 12] for degree in SCALE) / sum(weights)
+    final = pitches[-1] % 12
+
+    def rank(sharps: int) -> tuple:
+        degree = (final - MAJOR_TONICS[sharps]) % 12
+        return round(fits[sharps], 2), -LIKELY.index(degree) if degree in LIKELY else -len(LIKELY), -abs(sharps)
+
+    best = max(MAJOR_TONICS, key=rank)
+    if stated is not None and fits.get(stated[0], 0) >= fits[best] - TOLERANCE:
+        return stated
+    return best, final if (final - MAJOR_TONICS[best]) % 12 in COMMON else MAJOR_TONICS[best]
+
+
+def key_name(sharps: int, tonic: int) -> str:
+    """Returns a key as ABC names it, such as `Edor`."""
+    mode = MODES.get((tonic - MAJOR_TONICS[sharps]) % 12, "")
+    return (MINOR_NAMES if mode in ("m", "dor", "phr") else NAMES)[tonic] + mode
+
+
+# ------------------------------------------------------------------------------------ time
+
+
+def find_unit(onsets: Sequence[float]) -> float:
+    """Returns the melody's usual note value in quarter notes, a power of two. Short ornaments have little weight."""
+    steps = [min(b - a, 4.0) for a, b in zip(onsets, onsets[1:], strict=False) if b - a > NEAR]
+    mean = sum(step * math.log2(step) for step in steps) / sum(steps) if steps else -1.0
+    return 2.0 ** min(max(math.floor(mean + 0.25), -4), 1)
+
+
+def _in_beats(line: list[Note], rest: list[Note], tempos: list) -> tuple[list[Note], list[Note]]:
+    """Notes whose onsets are counted by the pulse that is played, for performances."""
+    times = sorted({note.onset for note in [*line, *rest]})
+    seconds, now, tempo, number = [], 0.0, 0.5, 0
+    before = 0.0
+    for time in times:
+        while number < len(tempos) and tempos[number][0] <= time:
+            now += (tempos[number][0] - before) * tempo
+            before, tempo = tempos[number]
+            number += 1
+        now += (time - before) * tempo
+        before = time
+        seconds.append(now)
+    counts = dict(zip(times, on_pulse(seconds) / 4, strict=True))
+    line = [Note(counts[n.onset], counts[n.onset] + n.end - n.onset, n.pitch) for n in line]
+    kept = [line[0]] + [b for a, b in zip(line, line[1:], strict=False) if b.onset > a.onset]
+    return kept, [Note(counts[n.onset], counts[n.onset] + n.end - n.onset, n.pitch) for n in rest]
+
+
+def _bar_starts(music: Music, onsets, pitches, bass, tonic: int, unit: float) -> list[float]:
+    """Where the bars of MIDI begin: as several time signatures say, or where the notes suggest."""
+    meters = {time: (beats, value) for time, beats, value in music.meters}
+    if len(meters) > 1:
+        starts = []
+        for (time, (beats, value)), after in zip(meters.items(), [*list(meters)[1:], onsets[-1] + 1], strict=True):
+            length = 4 * beats / value
+            count = min(math.ceil(max(after - time, 0) / length - NEAR), MAX_BARS)
+            starts += [time + length * number for number in range(count)]
+        return starts or [0.0]
+    scale = UNIT / unit  # to eighth notes
+
+    def on_step(time: float) -> float:
+        return round(time * scale * 4) / 4
+
+    beats, value = next(iter(meters.values()), (0, 0))
+    changes = [time for (_, before), (time, pitch) in zip(bass, bass[1:], strict=False) if (pitch - before) % 12]
+    starts = find_bars(
+        [on_step(time) for time in onsets],
+        pitches,
+        [on_step(time) for time in changes],
+        tonic,
+        (beats, value / scale) if beats else None,
+    )
+    return [start / scale for start in starts]
+
+
+def _whole(starts: list[float]) -> list[float]:
+    """Bar starts with the two parts of a bar joined that a repeat or an ending divides."""
+    lengths = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    if not lengths:
+        return starts
+    usual = Counter(round(length, 3) for length in lengths).most_common(1)[0][0]
+    joined = [starts[0]]
+    if lengths[0] < usual - NEAR:
+        joined[0] = starts[1] - usual  # the upbeat stands at the end of its bar
+    skip = False
+    for number in range(1, len(starts)):
+        if skip:
+            skip = False
+            continue
+        joined.append(starts[number])
+        if number < len(lengths) - 1 and abs(lengths[number] + lengths[number + 1] - usual) < NEAR:
+            skip = True
+    return joined
+
+
+def _bars(melody: list[tuple[float, int]], starts: list[float], unit: float) -> Iterator[tuple[int, dict[int, int]]]:
+    """Yields the number of each bar that has notes, and its pitches by step; a long bar yields several parts."""
+    step, part_steps = unit / 2, _part_steps(starts, unit)
+    parts: dict[tuple[int, int], dict[int, int]] = {}
+    for onset, pitch in melody:
+        bar = max(bisect_right(starts, onset + step / 2 - NEAR) - 1, 0)
+        place = max(round((onset - starts[bar]) / step - NEAR), 0)
+        part = parts.setdefault((bar, min(place // part_steps, 99)), {})
+        place %= part_steps
+        if place in part and place + 1 < part_steps:  # a note of a tuplet
+            place += 1
+        part.setdefault(place, pitch)
+    for bar, part in sorted(parts):
+        yield bar, parts[bar, part]
+
+
+def _part_steps(starts: list[float], unit: float) -> int:
+    """The number of steps in a patch: a bar, or a half or a quarter of it if it has too many."""
+    lengths = Counter(round((b - a) / unit * 2) for a, b in zip(starts, starts[1:], strict=False))
+    steps = max(lengths.most_common(1)[0][0] if lengths else 16, 1)
+    while steps > MAX_STEPS and steps % 2 == 0:
+        steps //= 2
+    return min(steps, MAX_STEPS)
+
+
+def _bass(notes: list[tuple[float, int]], starts: list[float], unit: float) -> dict[int, str]:
+    """The text of the bass in each bar in which it changes: the lowest note of each half."""
+    half = max(_part_steps(starts, unit) // 2, 1)
+    lowest: dict[tuple[int, int], int] = {}
+    for onset, pitch in notes:
+        bar = max(bisect_right(starts, onset + unit / 4 - NEAR) - 1, 0)
+        key = bar, min(max(int((onset - starts[bar] + unit / 4) / (unit / 2)) // half, 0), 1)
+        lowest[key] = min(lowest.get(key, pitch), pitch)
+    texts: dict[int, str] = {}
+    before = None
+    for bar in sorted({bar for bar, _ in lowest}):
+        steps = {}
+        for number in (0, 1):
+            pitch = lowest.get((bar, number))
+            if pitch is not None and pitch % 12 != before:
+                steps[number] = before = pitch % 12
+        if steps:
+            first = PITCHES[steps[0]] + "," if 0 in steps else ".."
+            texts[bar] = first + (".." * (half - 1) + PITCHES[steps[1]] + "," if 1 in steps else "") + "|\n"
+    return texts
+
+
+def _melody_text(notes: dict[int, int]) -> str:
+    steps = [".."] * (max(notes) + 1)
+    for place, pitch in notes.items():
+        steps[place] = PITCHES[pitch % 12] + str(min(max(pitch // 12, 0), 9))
+    return "".join(steps) + "|\n"
+
+
+def _fold(bars: list[tuple[int, str]], basses: dict[int, str]) -> list[str]:
+    """The bars, each after its bass, without phrases that repeat what stands before them."""
+    texts = [text for _, text in bars]
+    kept: list[int] = []
+    place = 0
+    while place < len(texts):
+        for size in PHRASES:
+            phrase = texts[place : place + size]
+            if len(phrase) == size <= len(kept):
+                before = [texts[number] for number in kept[-size:]]
+                if sum(a != b for a, b in zip(before, phrase, strict=True)) <= size // 8:
+                    place += size
+                    break
+        else:
+            kept.append(place)
+            place += 1
+    result, said = [], set()
+    for number in kept:
+        bar, text = bars[number]
+        if bar in basses and bar not in said:
+            result.append(basses[bar])
+            said.add(bar)
+        result.append(text)
+    return result

@@ -1,0 +1,314 @@
+"""The notes of ABC and MTF: what sounds when, whatever program wrote it.
+
+Times are in quarter notes from the beginning. Each voice of ABC and each channel of MIDI is one part.
+"""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from clamplib.formats.mtf import FIRST_WORD
+
+DRUMS = 9  # General MIDI's channel for drums
+SCALE = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}  # semitones above C
+FIFTHS = {"F": -1, "C": 0, "G": 1, "D": 2, "A": 3, "E": 4, "B": 5}  # sharps in the major key
+MODES = {"maj": 0, "ion": 0, "m": -3, "min": -3, "aeo": -3, "dor": -2, "mix": -1, "phr": -4, "lyd": 1, "loc": -5}
+ORDER_OF_SHARPS = "FCGDAEB"
+KEY = re.compile(r"\s*([A-G])([#b]?)\s*([A-Za-z]*)")
+METER = re.compile(r"\s*(\d{1,2})/(\d{1,2})")
+METER_SIGNS = {"C|": (2, 2), "C": (4, 4)}
+TUPLET_TIMES = {2: 3, 3: 2, 4: 3, 5: 2, 6: 2, 7: 2, 8: 3, 9: 2}  # ABC: p notes in the time of q
+_LENGTH = r"(\d{0,3})(/*)(\d{0,3})"
+
+
+def _named_length(name: str) -> str:
+    return rf"(?P<{name}_times>\d{{0,3}})(?P<{name}_slashes>/*)(?P<{name}_divisor>\d{{0,3}})"
+
+
+TOKEN = re.compile(
+    r'"(?P<quoted>[^"]*)"|![^!\n]*!|\{[^}]*\}'  # chord symbols, decorations, grace notes
+    r"|\[(?P<field>[A-Za-z]):(?P<value>[^\]\n]*)\]"
+    r"|\((?P<tuplet>[2-9])(?::(?P<times>\d?))?(?::(?P<count>\d{0,2}))?"
+    rf"|(?P<note>(?P<accidental>\^\^|__|[_^=])?(?P<letter>[A-Ga-g])(?P<octave>[,']*){_named_length('note')})"
+    rf"|\[(?P<chord>[^\]|:\n]+)\]{_named_length('chord')}"
+    rf"|(?P<rest>[zx]){_named_length('rest')}|(?P<bars>Z\d{{0,3}})"
+    r"|(?P<bar>[|\]:]*\|[|\]:]*|::|:\])|(?P<broken>[<>]+)|(?P<tie>-)|(?P<overlay>&)"
+)
+NOTE = re.compile(rf"(\^\^|__|[_^=])?([A-Ga-g])([,']*){_LENGTH}")
+ROOT = re.compile(r"([A-G])([#b]?)")
+ALTERS = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
+FIELD_LINE = re.compile(r"([A-Za-z+]):(.*)|%")
+
+
+class Note(NamedTuple):
+    """One note. Times are in quarter notes, the pitch is MIDI's."""
+
+    onset: float
+    end: float
+    pitch: int
+
+
+@dataclass
+class Music:
+    """The notes of a piece.
+
+    Attributes:
+        parts: the notes of each voice or channel, in order of their onsets.
+        bars: for each part, where its bars begin, if the text has bar lines.
+        meters: (onset, beats, unit) of each time signature.
+        key: (sharps of the signature, pitch class of the tonic) as stated, or None.
+        roots: (onset, pitch class) of chord symbols.
+        seconds: a quarter note's seconds, for MIDI without bar lines.
+    """
+
+    parts: list[list[Note]]
+    bars: list[list[float]] = field(default_factory=list)
+    meters: list[tuple[float, int, int]] = field(default_factory=list)
+    key: tuple[int, int] | None = None
+    roots: list[tuple[float, int]] = field(default_factory=list)
+    tempos: list[tuple[float, float]] = field(default_factory=list)
+
+
+def read_notes(text: str) -> Music:
+    """Reads ABC, interleaved or as found, or MTF."""
+    return read_mtf(text) if text.startswith(FIRST_WORD) else read_abc(text)
+
+
+# ------------------------------------------------------------------------------------ ABC
+
+
+def read_abc(text: str) -> Music:
+    """Reads one tune of ABC. What cannot be read as notes is skipped. Repeats are not played out."""
+    reader = _AbcReader()
+    for line in text.splitlines():
+        found = FIELD_LINE.match(line)
+        if not found:
+            reader.read_line(line)
+        elif found[1]:
+            reader.read_field(found[1], found[2].partition("%")[0].strip())
+    return reader.music()
+
+
+def parse_key(text: str) -> tuple[int, int] | None:
+    """Returns (sharps, pitch class of the tonic) of a key such as `Em`, `E minor` or `Edor`; None for others."""
+    match = KEY.match(text)
+    if not match:
+        return (2, 9) if text.strip()[:2].lower() == "hp" else None
+    letter, accidental, mode = match.groups()
+    change = {"#": 1, "b": -1, "": 0}[accidental]
+    sharps = FIFTHS[letter] + 7 * change + (-3 if mode == "m" else MODES.get(mode[:3].lower(), 0))
+    return sharps, (SCALE[letter] + change) % 12
+
+
+def _times(times: str, slashes: str, divisor: str) -> float:
+    """The factor that follows a note, such as `3/2` or `//`."""
+    value = int(times or 1)
+    if slashes:
+        value /= (int(divisor) or 1) if divisor else 2 ** min(len(slashes), 8)
+    return value
+
+
+class _Voice:
+    def __init__(self):
+        self.notes: list[Note] = []
+        self.bars = [0.0]
+        self.now = 0.0
+        self.accidentals: dict[str, int] = {}
+        self.tuplet = (0, 1.0)  # notes left, factor of their lengths
+        self.factor = 1.0  # of the next note, after > or <
+        self.tied = False
+        self.muted = False  # after &, until the bar ends
+
+
+class _AbcReader:
+    def __init__(self):
+        self.voices: dict[str, _Voice] = {}
+        self.voice = self._voice("1")
+        self.unit: float | None = None  # L: in quarter notes
+        self.meter: tuple[int, int] | None = None
+        self.meters: list[tuple[float, int, int]] = []
+        self.key: tuple[int, int] | None = None
+        self.signature: dict[str, int] = {}
+        self.roots: list[tuple[float, int]] = []
+
+    def _voice(self, name: str) -> _Voice:
+        return self.voices.setdefault(name, _Voice())
+
+    def read_field(self, letter: str, value: str) -> None:
+        if letter == "K":
+            self._read_key(value)
+        elif letter == "M":
+            match = METER.match(value)
+            meter = (int(match[1]), int(match[2])) if match else METER_SIGNS.get(value.strip())
+            if meter and all(meter):
+                self.meters.append((self.voice.now, *meter))
+        elif letter == "L":
+            match = METER.match(value)
+            if match and int(match[1]) and int(match[2]):
+                self.unit = 4 * int(match[1]) / int(match[2])
+        elif letter == "V":
+            name = value.split()
+            if name:
+                self.voice = self._voice(name[0])
+
+    def _read_key(self, value: str) -> None:
+        key = parse_key(value)
+        if key and self.key is None:
+            self.key = key
+        if key:
+            letters = ORDER_OF_SHARPS[: key[0]] if key[0] > 0 else ORDER_OF_SHARPS[key[0] :] if key[0] else ""
+            self.signature = dict.fromkeys(letters, 1 if key[0] > 0 else -1)
+        for sign, letter in re.findall(r"(?<!\w)(\^|_|=)([a-gA-G])\b", value):
+            self.signature[letter.upper()] = ALTERS[sign]
+
+    def read_line(self, line: str) -> None:
+        if self.unit is None:
+            _, beats, unit = self.meters[-1] if self.meters else (0, 4, 4)
+            self.unit = 0.25 if beats / unit < 0.75 else 0.5
+        for token in TOKEN.finditer(line):
+            voice, kind = self.voice, token.lastgroup
+            if token["note"]:
+                self._add_notes([token.group("accidental", "letter", "octave")], self._length(token, "note"))
+            elif token["bar"]:
+                self._end_bar(voice)
+            elif token["rest"]:
+                self._advance(self._length(token, "rest"))
+            elif token["chord"]:
+                notes = NOTE.findall(token["chord"])
+                if notes:
+                    length = self._length(token, "chord") * _times(*notes[0][3:])
+                    self._add_notes([note[:3] for note in notes], length)
+            elif token["quoted"]:
+                root = ROOT.match(token["quoted"])
+                if root and not voice.muted:
+                    pitch = SCALE[root[1]] + {"#": 1, "b": -1, "": 0}[root[2]]
+                    self.roots.append((voice.now, pitch % 12))
+            elif token["field"]:
+                self.read_field(token["field"], token["value"])
+            elif token["tuplet"]:
+                count = int(token["tuplet"])
+                times = int(token["times"] or 0) or TUPLET_TIMES[count]
+                voice.tuplet = (int(token["count"] or 0) or count, times / count)
+            elif token["broken"]:
+                self._break(token["broken"])
+            elif kind == "tie":
+                voice.tied = True
+            elif kind == "overlay":
+                voice.muted = True
+            elif token["bars"]:
+                _, beats, unit = self.meters[-1] if self.meters else (0, 4, 4)
+                self._advance(4 * beats / unit * int(token["bars"][1:] or 1))
+
+    def _length(self, token: re.Match, name: str) -> float:
+        return self.unit * _times(token[f"{name}_times"], token[f"{name}_slashes"], token[f"{name}_divisor"])
+
+    def _advance(self, length: float) -> float:
+        """Moves on by a length in its tuplet and broken rhythm. Returns the length that it takes."""
+        voice = self.voice
+        if voice.muted:
+            return 0.0
+        left, factor = voice.tuplet
+        if left:
+            length *= factor
+            voice.tuplet = (left - 1, factor)
+        length *= voice.factor
+        voice.factor = 1.0
+        voice.now += length
+        return length
+
+    def _add_notes(self, notes: list[tuple[str, str, str]], length: float) -> None:
+        voice = self.voice
+        if voice.muted:
+            return
+        length = self._advance(length)
+        onset = voice.now - length
+        for accidental, letter, octave in notes:
+            name = letter.upper()
+            if accidental:
+                voice.accidentals[letter + octave] = ALTERS[accidental]
+            alter = voice.accidentals.get(letter + octave, self.signature.get(name, 0))
+            pitch = 60 + SCALE[name] + alter + 12 * letter.islower() + 12 * (octave.count("'") - octave.count(","))
+            last = next((n for n in reversed(voice.notes[-8:]) if n.pitch == pitch), None) if voice.tied else None
+            if last and abs(last.end - onset) < 1e-6:
+                voice.notes[voice.notes.index(last, -8 if len(voice.notes) > 8 else 0)] = last._replace(end=voice.now)
+            else:
+                voice.notes.append(Note(onset, voice.now, pitch))
+        voice.tied = False
+
+    def _break(self, marks: str) -> None:
+        """A > B is a dotted A before a short B, A < B the reverse."""
+        voice = self.voice
+        if not voice.notes or voice.muted:
+            return
+        short = 0.5 ** min(len(marks), 3)
+        last = voice.notes[-1]
+        factor = 2 - short if marks[0] == ">" else short
+        change = (voice.now - last.onset) * (factor - 1)
+        for place in range(len(voice.notes) - 1, -1, -1):
+            if voice.notes[place].onset != last.onset:
+                break
+            voice.notes[place] = voice.notes[place]._replace(end=voice.notes[place].end + change)
+        voice.now += change
+        voice.factor = 2 - factor
+
+    def _end_bar(self, voice: _Voice) -> None:
+        voice.accidentals.clear()
+        voice.muted = False
+        if voice.now > voice.bars[-1]:
+            voice.bars.append(voice.now)
+
+    def music(self) -> Music:
+        voices = [voice for voice in self.voices.values() if voice.notes]
+        parts, bars = [voice.notes for voice in voices], [voice.bars for voice in voices]
+        return Music(parts, bars, self.meters, self.key, self.roots)
+
+
+# ------------------------------------------------------------------------------------ MTF
+
+
+def read_mtf(text: str) -> Music:
+    """Reads MTF. Its drums are left out, unless there is nothing else."""
+    lines = text.split("\n")
+    ticks = max(int(lines[0].split()[1]), 1)
+    now = 0
+    sounding: dict[tuple[str, str], int] = {}
+    parts: dict[int, list[Note]] = defaultdict(list)
+    music = Music([])
+    for line in lines[1:]:
+        words = line.split()
+        if not words:
+            continue
+        type_ = words[0]
+        if type_ in ("note_on", "note_off"):
+            now += int(words[1])
+            channel, note = words[2], words[3]
+            start = sounding.pop((channel, note), None)
+            if start is not None and now > start:
+                parts[int(channel)].append(Note(start / ticks, now / ticks, int(note)))
+            if type_ == "note_on" and words[4] != "0":
+                sounding[channel, note] = now
+        elif type_ == "time_signature":
+            now += int(words[-1])
+            if int(words[1]) and int(words[2]):
+                music.meters.append((now / ticks, int(words[1]), int(words[2])))
+        elif type_ == "set_tempo":
+            now += int(words[-1])
+            music.tempos.append((now / ticks, int(words[1]) / 1e6))
+        elif type_ == "key_signature":
+            now += int(words[-1])
+            music.key = music.key or parse_key(words[1])
+        elif type_ in CHANNEL_TYPES:
+            now += int(words[1])
+        elif words[-1].isdigit():
+            now += int(words[-1])
+    for (channel, note), start in sounding.items():
+        if now > start:
+            parts[int(channel)].append(Note(start / ticks, now / ticks, int(note)))
+    drums = parts.pop(DRUMS, [])
+    parts = {channel: notes for channel, notes in parts.items() if notes}
+    music.parts = [sorted(notes) for _, notes in sorted(parts.items())] or ([sorted(drums)] if drums else [])
+    return music
+
+
+CHANNEL_TYPES = frozenset("polytouch control_change program_change aftertouch pitchwheel sysex".split())

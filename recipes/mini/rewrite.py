@@ -1,0 +1,141 @@
+"""Writes the notes of a piece as other people and programs would, for training."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from clamplib.formats.notes import Music, Note
+
+TRIADS = ((0, 4, 7), (2, 5, 9), (4, 7, 11), (5, 9, 0), (7, 11, 2), (9, 0, 4))  # of a major scale
+ACCOMPANIED = 0.5  # share of the performances of a single voice
+STYLES = ("block", "oom-pah", "arpeggio", "drone")
+
+
+def performed(music: Music, rng: random.Random) -> Music:
+    """Performs a piece as somebody might: with another touch, register, swing or timing, alone or accompanied."""
+    music = replace(music, parts=[list(part) for part in music.parts], bars=[], roots=[])
+    if len(music.parts) == 1 and rng.random() < ACCOMPANIED:
+        accompany(music, rng)
+    for share, change in ((0.15, swing), (0.15, move_octave), (0.25, loosen), (0.5, touch)):
+        if rng.random() < share:
+            change(music, rng)
+    music.parts = [sorted(part) for part in music.parts if part]
+    return music
+
+
+def transcribed(music: Music, rng: random.Random) -> Music:
+    """Performs a piece and writes down what was heard, as MIDI: sometimes with mistakes, without meter or key."""
+    music = performed(music, rng)
+    if rng.random() < 0.2:
+        mishear(music, rng)
+        music.parts = [sorted(note for part in music.parts for note in part)]
+    if rng.random() < 0.3:
+        music.key = None
+    if rng.random() < 0.15:
+        music.meters = []
+    return music
+
+
+def accompany(music: Music, rng: random.Random) -> None:
+    """Adds chords that fit the melody, on a channel of their own or on its channel."""
+    melody = music.parts[0]
+    sharps = music.key[0] if music.key else 0
+    beats, unit = music.meters[0][1:] if music.meters else (4, 4)
+    bar = 4 * beats / unit
+    length = bar if bar <= 3 or rng.random() < 0.4 else bar / 2
+    style = rng.choice(STYLES)
+    start = 0.0
+    chords: list[Note] = []
+    place = 0
+    while start < melody[-1].end:
+        sounding: list[Note] = []
+        while place < len(melody) and melody[place].onset < start + length - 1e-4:
+            sounding.append(melody[place])
+            place += 1
+        pitches = [48 + (degree + 7 * sharps) % 12 for degree in chord_at(sounding, sharps)]
+        chords += _strike(pitches, start, length, style)
+        start += length
+    if rng.random() < 0.15:
+        melody += chords
+    else:
+        music.parts.append(chords)
+
+
+def chord_at(notes: Sequence[Note], sharps: int) -> tuple[int, ...]:
+    """Returns the triad of the key that fits notes best, as semitones above the major key's tonic."""
+    fits = {}
+    for triad in (TRIADS[number] for number in (0, 4, 3, 5, 1, 2)):  # tonic, dominant and subdominant first
+        inside = [note.end - note.onset for note in notes if (note.pitch - 7 * sharps) % 12 in triad]
+        fits[triad] = round(sum(inside), 2)
+    return max(fits, key=fits.get)
+
+
+def _strike(pitches: list[int], start: float, length: float, style: str) -> list[Note]:
+    root, third, fifth = pitches
+    if style == "block":
+        return [Note(start, start + length, pitch) for pitch in pitches]
+    if style == "drone":
+        return [Note(start, start + length, root - 12), Note(start, start + length, fifth - 12)]
+    if style == "oom-pah":
+        half = length / 2
+        return [Note(start, start + half, root - 12)] + [Note(start + half, start + length, p) for p in pitches]
+    step = length / 4
+    order = (root, third, fifth, third)
+    return [Note(start + step * n, start + step * (n + 1), pitch) for n, pitch in enumerate(order)]
+
+
+def swing(music: Music, rng: random.Random) -> None:
+    """Delays the off-beat eighth notes of even meters."""
+    beats, unit = music.meters[0][1:] if music.meters else (4, 4)
+    if unit == 8:
+        return
+    late = rng.uniform(0.06, 0.18)
+
+    def moved(time: float) -> float:
+        return time + late if abs(time % 1 - 0.5) < 0.01 else time
+
+    for number, part in enumerate(music.parts):
+        music.parts[number] = [Note(moved(n.onset), max(moved(n.end), moved(n.onset) + 0.05), n.pitch) for n in part]
+
+
+def move_octave(music: Music, rng: random.Random) -> None:
+    change = rng.choice((-12, 12))
+    music.parts[0] = [note._replace(pitch=note.pitch + change) for note in music.parts[0]]
+
+
+def loosen(music: Music, rng: random.Random) -> None:
+    """Moves every onset a little, as a hand does."""
+    spread = rng.uniform(0.005, 0.045)
+    for number, part in enumerate(music.parts):
+        loose = []
+        for note in part:
+            onset = max(note.onset + rng.gauss(0, spread), 0.0)
+            loose.append(Note(onset, max(note.end, onset + 0.05), note.pitch))
+        music.parts[number] = sorted(loose)
+
+
+def mishear(music: Music, rng: random.Random) -> None:
+    """Makes the mistakes of a transcription: notes are missing, doubled, or an octave off."""
+    loosen(music, rng)
+    share = rng.uniform(0.02, 0.12)
+    for number, part in enumerate(music.parts):
+        heard = []
+        for note in part:
+            fate = rng.random()
+            if fate < share and len(part) > 16:
+                continue
+            if fate < 1.3 * share:
+                note = note._replace(pitch=note.pitch + rng.choice((-12, 12)))
+            elif fate < 1.8 * share:
+                middle = (note.onset + note.end) / 2
+                heard.append(note._replace(end=middle))
+                note = note._replace(onset=middle)
+            heard.append(note)
+        music.parts[number] = heard
+
+
+def touch(music: Music, rng: random.Random) -> None:
+    """Holds notes shorter or longer than written."""
+    share = rng.choice((0.4, 0.6, 0.8, 0.95, 1.3))
+    for number, part in enumerate(music.parts):
+        music.parts[number] = [note._replace(end=note.onset + share * (note.end - note.onset)) for note in part]

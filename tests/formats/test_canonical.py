@@ -1,0 +1,218 @@
+"""Pieces that are the same music have the same canonical form."""
+
+import random
+import re
+from collections.abc import Iterable
+
+import mido
+import pytest
+
+from clamplib.formats.canonical import FIRST_LINE, canonical, find_unit, key_name
+from clamplib.formats.mtf import midi_to_mtf
+from clamplib.formats.notes import Note, read_notes
+from clamplib.formats.patchilizer import M3Patchilizer
+
+REEL = """X:1
+T:A reel
+M:4/4
+L:1/8
+K:G
+D2|:G2BG dGBG|A2cA eAcA|G2BG dGBd|1 cAFA G2D2:|2 cAFA G2Bd||
+g2dg bgdg|f2ag fdef|gfed cBAG|FDEF G4|]
+"""
+WALTZ = """X:2
+M:3/4
+L:1/8
+K:Em
+B,2|E4G2|B4A2|G4F2|E4B,2|E4G2|B4d2|e4d2|B4d2|e4d2|B4A2|G4F2|E4|]
+"""
+
+
+def bars(text: str) -> list[str]:
+    """The bars of the melody."""
+    return [line for line in canonical(text).splitlines() if line.endswith("|") and "," not in line]
+
+
+def field(text: str, letter: str) -> str | None:
+    return next((line[2:] for line in canonical(text).splitlines() if line.startswith(f"{letter}:")), None)
+
+
+def to_mtf(
+    parts: Iterable[Iterable[Note]], ticks=480, off="note_off", meter=(4, 4), key=None, velocity=80, head=()
+) -> str:
+    """MTF of MIDI with a channel for each part."""
+    timed = []
+    for channel, notes in enumerate(parts):
+        for note in notes:
+            on = mido.Message("note_on", channel=channel, note=note.pitch, velocity=velocity)
+            timed.append((round(note.onset * ticks), 1, on))
+            end = mido.Message(off, channel=channel, note=note.pitch, velocity=0 if off == "note_on" else 64)
+            timed.append((round(note.end * ticks), 0, end))
+    track = mido.MidiTrack(head)
+    if meter:
+        track.append(mido.MetaMessage("time_signature", numerator=meter[0], denominator=meter[1]))
+    if key:
+        track.append(mido.MetaMessage("key_signature", key=key))
+    now = 0
+    for time, _, message in sorted(timed, key=lambda event: event[:2]):
+        track.append(message.copy(time=time - now))
+        now = time
+    return midi_to_mtf(mido.MidiFile(type=0, ticks_per_beat=ticks, tracks=[track]))
+
+
+def test_the_form():
+    assert canonical(WALTZ).splitlines()[:6] == [
+        "N:canonical",
+        "M:3/4",
+        "K:Em",
+        "........E5|",
+        "A5......C6|",
+        "E6......D6|",
+    ]
+
+
+@pytest.mark.parametrize("tune", [REEL, WALTZ])
+def test_the_form_of_a_form_is_itself(tune):
+    assert canonical(canonical(tune)) == canonical(tune)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        REEL.replace("|", "|\n"),
+        REEL.replace("\n", " \n").replace(" ", "  "),
+        REEL.replace("dGBG", '"G"d!trill!G{c}B~G'),
+        REEL.replace("K:G", "K: G major"),
+        REEL.replace("K:G", "Q:1/4=90\nR:reel\nK:Gmaj"),
+        REEL.replace("M:4/4", "M:C"),
+    ],
+)
+def test_abc_by_another_hand(other):
+    assert re.sub(".*,.*\n", "", canonical(other)) == canonical(REEL)
+
+
+def test_other_note_lengths():
+    assert canonical(WALTZ.replace("L:1/8", "L:1/4").replace("4", "2").replace("L:1/2", "L:1/4")) != ""
+    assert bars("L:1/8\nM:2/4\nK:C\nCDEF|GABc|") == bars("L:1/16\nM:2/4\nK:C\nC2D2E2F2|G2A2B2c2|")
+    assert bars("L:1/8\nM:4/4\nK:C\nCDEFGABc|") == bars("L:1/16\nM:2/4\nK:C\nCDEFGABc|")  # note values are relative
+
+
+@pytest.mark.parametrize("moved, key", [(2, "A"), (5, "C"), (-5, "D"), (3, "Bb")])
+def test_another_key_is_in_the_header_alone(moved, key):
+    (part,) = read_notes(REEL).parts
+    here, there = (to_mtf([[n._replace(pitch=n.pitch + by) for n in part]]) for by in (0, moved))
+    assert [bar.translate(OCTAVES) for bar in bars(here)] == [bar.translate(OCTAVES) for bar in bars(there)]
+    assert (field(here, "K"), field(there, "K")) == ("G", key)
+
+
+OCTAVES = str.maketrans("0123456789", "oooooooooo")
+
+
+@pytest.mark.parametrize("tune, meter", [(REEL, (4, 4)), (WALTZ, (3, 4))])
+def test_midi_has_the_form_of_its_abc(tune, meter):
+    (part,) = read_notes(tune).parts
+    for ticks in (96, 120, 480, 1000):
+        for off in ("note_on", "note_off"):
+            assert bars(to_mtf([part], ticks, off, meter)) == bars(tune)
+
+
+def test_the_touch_of_a_player_does_not_matter():
+    (part,) = read_notes(REEL).parts
+    rng = random.Random(1)
+    uneven = [Note(max(n.onset + rng.gauss(0, 0.02), 0), n.end - 0.2, n.pitch) for n in part]
+    head = [mido.Message("program_change", program=40), mido.Message("control_change", control=64, value=127)]
+    assert bars(to_mtf([uneven], velocity=33, head=head)) == bars(REEL)
+    legato = [n._replace(end=n.end + 0.08) for n in part]
+    assert bars(to_mtf([legato])) == bars(REEL)
+
+
+def test_accompaniment_is_not_melody():
+    (part,) = read_notes(REEL).parts
+    end = part[-1].end
+    chords = [Note(1 + 2 * n, 3 + 2 * n, pitch) for n in range(int(end / 2)) for pitch in (43, 47, 50)]
+    apart, together = to_mtf([part, chords]), to_mtf([[*part, *chords]])
+    first = to_mtf([chords, part])
+    assert bars(apart) == bars(first) == bars(together) == bars(REEL)
+    assert field(apart, "V") == "2"
+    assert "C,|" in canonical(apart)  # the bass, where it changes
+
+
+def test_chord_symbols_are_the_bass():
+    assert canonical('M:4/4\nL:1/8\nK:G\n"G"GABc dedB|"G"GABc "D7"dedB|"Em"GABc dedB|').splitlines()[3::2] == [
+        "C,|",
+        "................G,|",
+        "A,|",
+    ]
+
+
+def test_repeats_that_are_played_out_are_heard_once():
+    eight = "G2BG dGBG|A2cA eAcA|G2BG dGBd|cAFA G2B2|g2dg bgdg|f2ag fdef|gfed cBAG|FDEF G4|"
+    head = "M:4/4\nL:1/8\nK:G\n"
+    assert canonical(head + eight + eight) == canonical(head + eight) == canonical(head + "|:" + eight[:-1] + ":|")
+    other_end = eight.replace("FDEF G4", "FDEF G2D2")
+    assert canonical(head + other_end + eight) == canonical(head + other_end)
+    assert len(bars(head + "GABc dedB|" * 3)) == 3  # a short phrase may be meant
+
+
+def test_an_upbeat_stands_at_the_end_of_its_bar():
+    assert bars(REEL)[:2] == ["........................G5|", "C6......E6..C6..G6..C6..E6..C6|"]
+
+
+def test_a_dotted_rhythm_is_that_of_a_swinging_player():
+    dotted = "M:4/4\nL:1/8\nK:C\n" + "C>DE>F G>AB>c|" * 4
+    (part,) = read_notes(dotted).parts
+    swung = [n._replace(onset=n.onset - 1 / 12 if n.onset % 1 else n.onset) for n in part]
+    assert bars(to_mtf([swung])) == bars(dotted)
+
+
+def test_a_performance_without_beats():
+    (part,) = read_notes(REEL).parts
+    slow = [Note(n.onset * 1.2345 + 0.21, n.end * 1.2345 + 0.21, n.pitch) for n in part]
+    assert bars(to_mtf([slow], meter=None)) == bars(to_mtf([part], meter=None))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "K:C\nz4|",
+        "ticks_per_beat 480",
+        "ticks_per_beat 480\nset_tempo 500000 0\nnote_off 10 0 60 0\nend_of_track 1",
+    ],
+)
+def test_without_notes_a_text_stays_as_it_is(text):
+    assert canonical(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "K:C\nC999999999999|C//////////////////////////////|(9:9:99C|[C]/0|",
+        "M:0/0\nL:0/0\nK:C\nCDE|",
+        "M:99/1\nK:C\nCDE|c|",
+        "K:C\n" + "[K:" * 1000 + "C|",
+        "ticks_per_beat 1\n" + "note_on 268435455 0 60 64\nnote_off 268435455 0 60 0\n" * 8,
+        "ticks_per_beat 32767\nnote_on 0 0 60 64\nnote_off 1 0 60 0",
+        "ticks_per_beat -5\nnote_on 0 0 60 64\nnote_off 1 0 60 0",
+        "ticks_per_beat 480\ntime_signature 1 64 24 8 0\nnote_on 0 0 60 64\nnote_off 1 0 60 0",
+    ],
+)
+def test_odd_numbers_end_soon(text):
+    assert canonical(text).startswith(FIRST_LINE)
+
+
+def test_a_patchilizer_of_this_form_cuts_bars():
+    patchilizer = M3Patchilizer(64, 128, "canonical")
+    patches = patchilizer.split(REEL)
+    assert patches[:3] == ["M:4/4\n", "K:G\n", "........................G5|\n"]
+    assert patchilizer.split(canonical(REEL)) == patches
+    assert M3Patchilizer(64, 128).split(REEL)[0] == "X:1\n"
+
+
+@pytest.mark.parametrize("step, unit", [(0.25, 0.25), (0.5, 0.5), (1.0, 1.0), (2.0, 2.0), (0.01, 0.0625), (50.0, 2.0)])
+def test_the_unit_is_the_usual_note(step, unit):
+    assert find_unit([step * number for number in range(20)]) == unit
+
+
+def test_key_names():
+    assert [key_name(0, tonic) for tonic in (0, 2, 4, 5, 7, 9, 11)] == "C Ddor Ephr Flyd Gmix Am Bloc".split()
