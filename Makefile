@@ -1,15 +1,19 @@
-# make demo · make test · make check · make fuzz · make faults · make bench · make mini · make eval-mini
+# make demo · make test · make check · make fuzz · make faults · make bench · make mini · make eval-mini · make leave-out
 # Each sets up .venv if there is none.
 PYTHON ?= python3
 OPENSCORE ?=
+OPENEWLD ?=
 DATA := out/mini
 RECIPE := recipes/mini
+COLLECTION := ryansMammoth
+WITHOUT = $(DATA)/without/$(COLLECTION)
 SEED := 1
+SOURCES = $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(OPENEWLD),--openewld $(OPENEWLD)) $(if $(ESSEN),--essen)
 BIN := .venv/bin
 READY := .venv/ready
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 code/train_clamp3
 
-.PHONY: demo test check fuzz faults bench mini eval-mini setup clean
+.PHONY: demo test check fuzz faults bench mini eval-mini leave-out setup clean
 
 setup: $(READY)
 
@@ -37,21 +41,45 @@ faults: $(READY)  ## kills commands fifty times, fills their disks and runs two 
 bench: $(READY)
 	$(BIN)/python -m bench
 
+# A stage that is finished leaves a file, and one that was stopped goes on: make mini again. `rm -r out/mini` begins anew.
 # The license of Essen is non-commercial, so a model trained with Essen stays out of the package.
-mini: $(READY)  ## trains mini from scratch: make mini OPENSCORE=folder [ESSEN=1]
-	rm -rf $(DATA)
-	$(BIN)/python -m recipes.mini.build $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
-	$(BIN)/python code/train_m3.py --config $(RECIPE)/config.py
-	for stage in 1_short 2_long 3_scores; do $(TRAIN)_symbolic.py --config $(RECIPE)/config.py $(RECIPE)/stages/$$stage.py || exit 1; done
-	$(BIN)/python -m recipes.mini.build_audio $(DATA)
-	$(TRAIN)_audio.py --config $(RECIPE)/config.py $(RECIPE)/stages/4_audio.py
+mini: $(DATA)/3_audio.done  ## trains mini from scratch: make mini OPENSCORE=folder OPENEWLD=folder [ESSEN=1]
 	$(BIN)/python code/export_clamp3.py $(if $(ESSEN),$(DATA)/variant,code/clamplib/mini) --config $(RECIPE)/config.py
 	$(if $(ESSEN),,cp $(DATA)/held_out_tunes.csv code/clamplib/app/)
 
-eval-mini: $(READY)  ## evaluates mini on held-out pieces: make eval-mini [OPENSCORE=folder]
-	$(BIN)/python -m recipes.mini.build $(DATA) $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(ESSEN),--essen)
+$(DATA)/notes.done: $(READY)
+	$(BIN)/python -m recipes.mini.build $(DATA) $(SOURCES)
+	touch $@
+
+$(DATA)/m3.done: $(DATA)/notes.done
+	$(BIN)/python code/train_m3.py --config $(RECIPE)/config.py
+	touch $@
+
+$(DATA)/1_symbolic.done: $(DATA)/m3.done
+$(DATA)/2_whole.done: $(DATA)/1_symbolic.done
+$(DATA)/1_symbolic.done $(DATA)/2_whole.done:
+	$(TRAIN)_symbolic.py --config $(RECIPE)/config.py $(RECIPE)/stages/$(basename $(@F)).py
+	touch $@
+
+$(DATA)/recordings.done: $(DATA)/notes.done
+	$(BIN)/python -m recipes.mini.build_audio $(DATA)
+	touch $@
+
+$(DATA)/3_audio.done: $(DATA)/2_whole.done $(DATA)/recordings.done
+	$(TRAIN)_audio.py --config $(RECIPE)/config.py $(RECIPE)/stages/3_audio.py
+	touch $@
+
+eval-mini: $(READY)  ## evaluates mini on held-out pieces, and on music from elsewhere: make eval-mini [OPENSCORE=folder]
+	$(BIN)/python -m recipes.mini.build $(DATA) $(SOURCES)
 	$(BIN)/python -m recipes.mini.build_audio $(DATA) --held_out
 	$(BIN)/python -m recipes.mini.evaluate $(DATA) --variant $(if $(ESSEN),$(DATA)/variant,mini)
+	$(BIN)/python -m recipes.mini.elsewhere $(DATA) --variant $(if $(ESSEN),$(DATA)/variant,mini)
+
+leave-out: $(DATA)/m3.done  ## trains without a collection and judges by it: make leave-out COLLECTION=ryansMammoth
+	$(BIN)/python -m recipes.mini.leave_out $(DATA) $(COLLECTION)
+	$(TRAIN)_symbolic.py --config $(RECIPE)/config.py $(WITHOUT)/settings.py
+	$(BIN)/python code/export_clamp3.py $(WITHOUT)/variant --config $(RECIPE)/config.py $(WITHOUT)/settings.py
+	$(BIN)/python -m recipes.mini.elsewhere $(DATA) --collection $(COLLECTION) --variant $(WITHOUT)/variant
 
 clean:
 	rm -rf .venv out

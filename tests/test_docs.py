@@ -36,8 +36,9 @@ NOT_RUN = {
     f"--main_process_ip 10.0.0.1 --main_process_port 29500 {EXTRACT}": "needs two machines",
     f"python -m torch.distributed.launch --nproc_per_node=2 --use_env {TRAIN}": TRAINING_PROCESSES,
     f"torchrun --nproc_per_node=2 {TRAIN}": TRAINING_PROCESSES,
-    "make mini OPENSCORE=folder": "hours of training",
-    "make eval-mini OPENSCORE=folder": "needs OpenScore",
+    "make mini OPENSCORE=folder OPENEWLD=folder": "hours of training",
+    "make eval-mini OPENSCORE=folder OPENEWLD=folder": "needs OpenScore",
+    "make leave-out COLLECTION=ryansMammoth": "hours of training",
     "make bench": "takes minutes",
     'pip install -c constraints.txt -e ".[all]"': "a download",
 }

@@ -5,8 +5,8 @@
 The output folder holds:
 
     abc/, raw/, mtf/      interleaved ABC, tunes as found, MTF; each in train/ and held_out/
-    notes/                training pieces in the canonical form, as written and as played (see forms); `@G` after a name
-                          is the tonic of a copy in another key
+    notes/                training pieces in the canonical form (see forms): 0/ as written, 1/ as the MIDI has it or as
+                          played, and so on; `@G` after a name is the tonic of a copy in another key
     train.jsonl           training pieces as the training scripts read them
     eval.jsonl            evaluation pieces, likewise
     heldout.jsonl         held-out pieces with their facts
@@ -30,7 +30,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -129,9 +129,7 @@ def write_split(records: list[dict], output: Path) -> None:
     rest = [r for r in records if bucket(r["opening"]) not in HELD_OUT and _plain_title(r) not in titles]
     evaluation = [r for r in rest if bucket(r["opening"]) in EVALUATION and _files(r, "abc")]
     training = [r for r in rest if bucket(r["opening"]) not in EVALUATION]
-    outcomes = run_jobs(partial(training_lines, data=output), training)
-    found = {number: lines for number, lines, error in tqdm(outcomes, total=len(training), unit="piece") if not error}
-    lines = [line for number in sorted(found) for line in found[number]]
+    lines = in_order(partial(training_lines, data=output), training)
     write_jsonl(output / "train.jsonl", lines)
     write_jsonl(output / "eval.jsonl", map(evaluation_line, evaluation))
     write_jsonl(output / "heldout.jsonl", held_out)
@@ -141,6 +139,16 @@ def write_split(records: list[dict], output: Path) -> None:
     counts = Counter((r["facts"]["collection"] or r["id"].split("/")[0]) for r in held_out)
     print(f"{len(training)} pieces to train on ({len(lines)} lines), {len(evaluation)} to evaluate, ", end="")
     print(f"{len(held_out)} held out: " + ", ".join(f"{name} {n}" for name, n in counts.most_common()))
+
+
+def in_order(make_lines: Callable, pieces: Sequence, workers: int | None = None) -> list[dict]:
+    """Makes the lines of pieces in other processes. Raises the first error."""
+    lines: list[list[dict]] = [[] for _ in pieces]
+    for number, made, error in tqdm(run_jobs(make_lines, pieces, workers=workers), total=len(pieces), unit="piece"):
+        if error:
+            raise RuntimeError(f"piece {number}: {error}")
+        lines[number] = made
+    return [line for made in lines for line in made]
 
 
 def write_tune_table(records: list[dict], path: Path) -> None:

@@ -8,7 +8,7 @@ folder then holds:
 
     played/<path>.npy     the spectrogram of each rendered piece
     audio/<path>.npy      the features computed from it
-    notes/moved/<path>    the canonical form of a training piece in another key
+    moved/                the canonical forms of training pieces in other keys
     train_audio.jsonl     training pieces in several keys, with the files and the texts of each key
 
 In each key, a training piece has features as it was played and features in another tempo and tone.
@@ -19,21 +19,20 @@ import os
 import random
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import zoom
-from tqdm import tqdm
 
 from clamplib.audio import WINDOW_SECONDS, Waveform
 from clamplib.audio.decoding import windows
 from clamplib.audio.spectral import BINS, MINIMUM, OCTAVES, PITCH_CLASSES, RATE, spectral_features, spectrogram
 from clamplib.formats.notes import read_notes
 from clamplib.jobs import Report, run_batch
-from recipes.mini.build import audio_name, facts_of, held_out_clips, read_jsonl, text_fields, write_jsonl
+from recipes.mini.build import audio_name, facts_of, held_out_clips, in_order, read_jsonl, text_fields, write_jsonl
 from recipes.mini.forms import FLAT_MODES, SEMITONES, in_key, moved_tonic, save_forms
 from recipes.mini.render import MERLIN, TIMGM6MB, render
 from recipes.mini.rewrite import performed
@@ -62,9 +61,9 @@ def main(argv: list[str] | None = None) -> int:
         reports.append(play([*tunes, *evaluated], args.data, TIMGM6MB, args.workers))
         played = [record for record in records if _played(args.data, audio_name(record["files"][""])).exists()]
         notes = {line["id"]: line["filepaths"] for line in read_jsonl(args.data / "train.jsonl")}
-        lines = []
-        for record in tqdm(played, unit="piece", desc="keys"):
-            lines += audio_lines(record, notes[record["id"]], args.data)
+        lines = in_order(
+            partial(audio_lines, data=args.data), [(record, notes[record["id"]]) for record in played], args.workers
+        )
         write_jsonl(args.data / "train_audio.jsonl", lines)
         names += evaluated + [file for line in lines for file in line["filepaths"] if file.startswith("audio/")]
     reports.append(hear(names, args.data, args.workers))
@@ -79,27 +78,29 @@ def training_records(data: Path) -> list[dict]:
     return [record for record in read_jsonl(data / "pieces.jsonl") if record["id"] in names]
 
 
-def audio_lines(record: dict, notes: list[str], data: Path) -> Iterator[dict]:
-    """Yields lines for training on audio: a piece in its own key and in others.
+def audio_lines(piece: tuple[dict, list[str]], data: Path) -> list[dict]:
+    """Returns lines for training on audio: a piece in its own key and in others.
 
     Args:
-        record: of pieces.jsonl.
-        notes: the names of the piece's files in the canonical form, which are written once more for every other key.
+        piece: its record of pieces.jsonl, and the names of its files in the canonical form, which are written once more
+            for every other key.
         data: the folder with all files.
     """
+    record, notes = piece
     rng = random.Random(f"audio of {record['id']}")
     facts, audio = facts_of(record), audio_name(record["files"][""])
-    yield {"id": record["id"], "filepaths": [*notes, audio, _variant(audio)], **text_fields(facts, rng)}
+    lines = [{"id": record["id"], "filepaths": [*notes, audio, _variant(audio)], **text_fields(facts, rng)}]
     if facts.tonic is None:
-        return
+        return lines
     forms = [(data / name).read_text("utf-8") for name in notes[:MOVED_FORMS]]
     for semitones in sorted(rng.sample(SEMITONES, KEYS - 1)):
         tonic = moved_tonic(facts.tonic, semitones, facts.mode in FLAT_MODES)
         name = f"{record['id']}@{semitones:+d}"
-        scores = save_forms([in_key(form, semitones) for form in forms], data, f"moved/{name}")
+        scores = save_forms([in_key(form, semitones) for form in forms], data / "moved", name)
         copy = audio.replace("audio/train/", MOVED).replace(".npy", f"@{semitones:+d}.npy")
         texts = text_fields(replace(facts, tonic=tonic), rng)
-        yield {"id": name, "filepaths": [*scores, copy, _variant(copy)], **texts}
+        lines.append({"id": name, "filepaths": [*scores, copy, _variant(copy)], **texts})
+    return lines
 
 
 def tune_of(name: str) -> str:

@@ -39,12 +39,14 @@ def write_forms(record: dict, data: Path, keys: dict[str, int]) -> dict[str, lis
     music = read_notes(score)
 
     def perform(count: int) -> list[str]:
+        if len(music.parts) > 1:
+            count = 1  # scores are long, and have fewer forms
         return [write(transcribed(copy.deepcopy(music), rng)) for _ in range(count)]
 
-    names = {"": save_forms([*own, *perform(PERFORMANCES)], data, record["id"])}
+    names = {"": save_forms([*own, *perform(PERFORMANCES)], data / "notes", record["id"])}
     for tonic, semitones in keys.items():
         moved = [in_key(text, semitones) for text in (own[0], *perform(MOVED_PERFORMANCES))]
-        names[tonic] = save_forms(moved, data, f"{record['id']}@{tonic}")
+        names[tonic] = save_forms(moved, data / "notes", f"{record['id']}@{tonic}")
     return names
 
 
@@ -64,12 +66,16 @@ def moved_tonic(tonic: str, semitones: int, minor: bool) -> str:
     return (MINOR_TONICS if minor else MAJOR_TONICS)[pitch % PITCH_CLASSES]
 
 
-def save_forms(texts: list[str], data: Path, name: str) -> list[str]:
-    """Writes forms of a piece to notes/, equal ones once. Returns the names of the files."""
+def save_forms(texts: list[str], folder: Path, name: str) -> list[str]:
+    """Writes the forms of a piece, equal ones once: `folder`/0/`name`.abc, `folder`/1/`name`.abc and so on.
+
+    Returns:
+        The names of the files, relative to the folder above.
+    """
     names = []
     for number, text in enumerate(dict.fromkeys(texts)):
-        path = data / "notes" / f"{name}.{number}.abc"
+        path = folder / str(number) / f"{name}.abc"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="")
-        names.append(path.relative_to(data).as_posix())
+        names.append(path.relative_to(folder.parent).as_posix())
     return names

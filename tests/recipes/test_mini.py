@@ -159,7 +159,7 @@ def test_every_key_of_a_piece_has_its_files_and_texts(tmp_path):
     for line in others:
         tonic = line["id"].removeprefix("a@")
         assert (tmp_path / line["filepaths"][0]).read_text() == first.replace("K:Ddor", f"K:{tonic}dor")
-        assert line["filepaths"][0].startswith("notes/a@")
+        assert line["filepaths"][0].startswith("notes/0/a@")
     again = build.training_lines(record, tmp_path)
     assert again == [own, *others]
 

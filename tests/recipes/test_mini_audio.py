@@ -74,13 +74,13 @@ def lines(data):
     """Its lines."""
     facts = asdict(Facts(kind="reel", tonic="D", mode="minor", metre="4/4"))
     files = ["abc/train/a.abc", "raw/train/a.abc", "mtf/train/a.mtf"]
-    names = save_forms(["N:canonical\nK:Dm\nA5..C6|\n", "N:canonical\nK:Dm\nA5..C6..E6|\n"], data, "a")
-    return list(audio_lines({"id": "a", "facts": facts, "files": {"": files}}, names, data))
+    names = save_forms(["N:canonical\nK:Dm\nA5..C6|\n", "N:canonical\nK:Dm\nA5..C6..E6|\n"], data / "notes", "a")
+    return audio_lines(({"id": "a", "facts": facts, "files": {"": files}}, names), data)
 
 
 def test_a_tune_is_heard_in_several_keys(lines, data):
     own, *others = lines
-    assert own["filepaths"] == ["notes/a.0.abc", "notes/a.1.abc", "audio/train/a.npy", "audio/train/a~.npy"]
+    assert own["filepaths"] == ["notes/0/a.abc", "notes/1/a.abc", "audio/train/a.npy", "audio/train/a~.npy"]
     assert len({line["id"] for line in others}) == KEYS - 1
     assert " in D minor" in own["analysis"]
     for line in others:

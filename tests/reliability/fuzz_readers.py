@@ -4,7 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +18,7 @@ from clamplib.files import InputError, load_array
 from clamplib.formats.mtf import midi_to_mtf, mtf_to_midi, parse_midi
 from clamplib.formats.notation import abc_to_xml, interleave, interleave_and_compare, split_tunes, xml_to_abc
 from clamplib.formats.score_files import list_tunes, read_text, read_title, score_to_abc
+from clamplib.models.geometry import Geometry
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # what no XML document may hold
 
@@ -62,17 +63,9 @@ def require(right: bool, problem: str) -> None:
         raise Broken(problem)
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """What a Reader needs of a model's geometry, without the import of transformers."""
-
-    abc: str = ""
-    patch_size: int = 64
-    patch_length: int = 512
-    audio_hidden_size: int = fuzz_seeds.WIDTH
-
-
-READER, CONVERTING = Reader(_Sizes()), Reader(_Sizes(CONVERTED))
+SIZES = Geometry(audio_hidden_size=fuzz_seeds.WIDTH)
+READER, CONVERTING = Reader(SIZES), Reader(replace(SIZES, abc=CONVERTED))
+CANONICAL = Reader(replace(SIZES, notes="canonical"))
 
 
 def check_reading(reading: Reading) -> Any:
@@ -109,6 +102,10 @@ def check_xml(xml: str | bytes) -> str | bytes:
 
 def read_item(path: Path) -> Any:
     return check_reading(READER(path))
+
+
+def read_canonical(path: Path) -> Any:
+    return check_reading(CANONICAL(path))
 
 
 def read_converted(path: Path) -> Any:
@@ -317,6 +314,7 @@ READERS: dict[str, FuzzedReader] = {
     "text": FuzzedReader(read_item, "text", "text", "input.txt", share=2),
     "abc": FuzzedReader(read_item, "abc", "abc", "input.abc", share=2),
     "abc interleaved": FuzzedReader(read_item, "abc", "interleaved", "input.abc", share=2),
+    "abc canonical": FuzzedReader(read_canonical, "abc", "abc", "input.abc", share=2),
     "abc converted": FuzzedReader(read_converted, "abc", "abc", "input.abc", share=4),
     "abc to musicxml": FuzzedReader(read_abc_to_xml, "abc", "abc", "input.abc", share=3, names_file=False),
     "abc to interleaved": FuzzedReader(read_abc_to_interleaved, "abc", "abc", "input.abc", share=2, names_file=False),
@@ -337,6 +335,8 @@ READERS: dict[str, FuzzedReader] = {
     "midi in memory": FuzzedReader(read_bytes("midi"), "midi", "midi", "input.mid", share=0.5, names_file=False),
     "midi to mtf and back": FuzzedReader(read_midi_both_ways, "midi", "midi", "input.mid", share=4, names_file=False),
     "mtf": FuzzedReader(read_item, "mtf", "mtf", "input.mtf", share=2),
+    "mtf canonical": FuzzedReader(read_canonical, "mtf", "mtf", "input.mtf", share=2),
+    "midi canonical": FuzzedReader(read_canonical, "midi", "midi", "input.mid", share=2),
     "mtf to midi": FuzzedReader(read_mtf_to_midi, "mtf", "mtf", "input.mtf", share=4, names_file=False),
     "features": FuzzedReader(read_item, "features", "features", "input.npy", share=2),
     "array": FuzzedReader(read_features, "features", "features", "input.npy", share=2),

@@ -24,6 +24,7 @@ MAX_UPBEATS = 64
 PARTS = (1, 2, 3, 4, 6, 8, 12)  # of a quarter note
 STEADY = 0.4  # 1: every onset is on one of these parts; 0: none is
 WINDOW = 60.0  # seconds in which the shortest pulse is sought
+MAX_ONSETS = 1000  # among which it is sought
 PULSES = (0.07, 0.6)  # shortest and longest, in seconds
 ALMOST = 0.8  # of the best fit: a slower pulse that fits so well is preferred
 CORRECTION = (0.3, 0.05)  # share of an onset's deviation that moves the pulse, and that changes its period
@@ -121,7 +122,7 @@ def on_pulse(seconds: Sequence[float]) -> np.ndarray:
         float [n], the number of each onset's pulse.
     """
     times = np.asarray(seconds, dtype=float)
-    period = _pulse(times[times < times[0] + WINDOW])
+    period = _pulse(times[times < times[0] + WINDOW][:MAX_ONSETS])
     counts = np.zeros(len(times))
     anchor, number = times[0], 0.0  # the time of a pulse, and its number
     for place in range(1, len(times)):

@@ -27,17 +27,18 @@ def _named_length(name: str) -> str:
 
 
 TOKEN = re.compile(
-    r'"(?P<quoted>[^"]*)"|![^!\n]*!|\{[^}]*\}'  # chord symbols, decorations, grace notes
-    r"|\[(?P<field>[A-Za-z]):(?P<value>[^\]\n]*)\]"
+    r'"(?P<quoted>[^"]{0,200})"|![^!]{0,50}!|\{[^}]{0,200}\}'  # chord symbols, decorations, grace notes
+    r"|\[(?P<field>[A-Za-z]):(?P<value>[^\]]{0,200})\]"
     r"|\((?P<tuplet>[2-9])(?::(?P<times>\d?))?(?::(?P<count>\d{0,2}))?"
     rf"|(?P<note>(?P<accidental>\^\^|__|[_^=])?(?P<letter>[A-Ga-g])(?P<octave>[,']*){_named_length('note')})"
-    rf"|\[(?P<chord>[^\]|:\n]+)\]{_named_length('chord')}"
+    rf"|\[(?P<chord>[^\]|:]{{1,200}})\]{_named_length('chord')}"
     rf"|(?P<rest>[zx]){_named_length('rest')}|(?P<bars>Z\d{{0,3}})"
-    r"|(?P<bar>[|\]:]*\|[|\]:]*|::|:\])|(?P<broken>[<>]+)|(?P<tie>-)|(?P<overlay>&)"
+    r"|(?P<bar>[|\]:]{0,8}\|[|\]:]{0,8}|::|:\])|(?P<broken>[<>]+)|(?P<tie>-)|(?P<overlay>&)"
 )
 NOTE = re.compile(rf"(\^\^|__|[_^=])?([A-Ga-g])([,']*){_LENGTH}")
 ROOT = re.compile(r"([A-G])([#b]?)")
 ALTERS = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
+TICKS = re.compile(r"\S+ +(\d{1,5})")
 FIELD_LINE = re.compile(r"([A-Za-z+]):(.*)|%")
 
 
@@ -59,7 +60,7 @@ class Music:
         meters: (onset, beats, unit) of each time signature.
         key: (sharps of the signature, pitch class of the tonic) as stated, or None.
         roots: (onset, pitch class) of chord symbols.
-        seconds: a quarter note's seconds, for MIDI without bar lines.
+        tempos: (onset, seconds of a quarter note) of each change of tempo in MIDI.
     """
 
     parts: list[list[Note]]
@@ -268,47 +269,62 @@ class _AbcReader:
 
 
 def read_mtf(text: str) -> Music:
-    """Reads MTF. Its drums are left out, unless there is nothing else."""
-    lines = text.split("\n")
-    ticks = max(int(lines[0].split()[1]), 1)
-    now = 0
-    sounding: dict[tuple[str, str], int] = {}
-    parts: dict[int, list[Note]] = defaultdict(list)
-    music = Music([])
-    for line in lines[1:]:
+    """Reads MTF. Drums are left out, unless there is nothing else, and so are lines that are no messages."""
+    first, *lines = text.split("\n")
+    reader = _MtfReader()
+    for line in lines:
         words = line.split()
-        if not words:
+        try:
+            reader.read_message(words[0], words)
+        except (ValueError, IndexError):
             continue
-        type_ = words[0]
+    ticks = TICKS.match(first)
+    return reader.music(max(int(ticks[1]), 1) if ticks else 480)
+
+
+class _MtfReader:
+    def __init__(self):
+        self.now = 0  # ticks
+        self.sounding: dict[tuple[int, int], int] = {}
+        self.parts: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        self.meters: list[tuple[int, int, int]] = []
+        self.tempos: list[tuple[int, int]] = []
+        self.key: tuple[int, int] | None = None
+
+    def read_message(self, type_: str, words: list[str]) -> None:
         if type_ in ("note_on", "note_off"):
-            now += int(words[1])
-            channel, note = words[2], words[3]
-            start = sounding.pop((channel, note), None)
-            if start is not None and now > start:
-                parts[int(channel)].append(Note(start / ticks, now / ticks, int(note)))
+            self.now += abs(int(words[1]))
+            channel, note = int(words[2]), min(max(int(words[3]), 0), 127)
+            self._end(channel, note)
             if type_ == "note_on" and words[4] != "0":
-                sounding[channel, note] = now
-        elif type_ == "time_signature":
-            now += int(words[-1])
-            if int(words[1]) and int(words[2]):
-                music.meters.append((now / ticks, int(words[1]), int(words[2])))
-        elif type_ == "set_tempo":
-            now += int(words[-1])
-            music.tempos.append((now / ticks, int(words[1]) / 1e6))
-        elif type_ == "key_signature":
-            now += int(words[-1])
-            music.key = music.key or parse_key(words[1])
+                self.sounding[channel, note] = self.now
         elif type_ in CHANNEL_TYPES:
-            now += int(words[1])
-        elif words[-1].isdigit():
-            now += int(words[-1])
-    for (channel, note), start in sounding.items():
-        if now > start:
-            parts[int(channel)].append(Note(start / ticks, now / ticks, int(note)))
-    drums = parts.pop(DRUMS, [])
-    parts = {channel: notes for channel, notes in parts.items() if notes}
-    music.parts = [sorted(notes) for _, notes in sorted(parts.items())] or ([sorted(drums)] if drums else [])
-    return music
+            self.now += abs(int(words[1]))
+        else:
+            self.now += abs(int(words[-1]))
+            if type_ == "time_signature" and int(words[1]) > 0 and int(words[2]) > 0:
+                self.meters.append((self.now, int(words[1]), int(words[2])))
+            elif type_ == "set_tempo":
+                self.tempos.append((self.now, int(words[1])))
+            elif type_ == "key_signature":
+                self.key = self.key or parse_key(words[1])
+
+    def _end(self, channel: int, note: int) -> None:
+        start = self.sounding.pop((channel, note), self.now)
+        if self.now > start:
+            self.parts[channel].append((start, self.now, note))
+
+    def music(self, ticks: int) -> Music:
+        for channel, note in list(self.sounding):
+            self._end(channel, note)
+        drums = self.parts.pop(DRUMS, [])
+        parts = [notes for _, notes in sorted(self.parts.items())] or ([drums] if drums else [])
+        return Music(
+            [sorted(Note(start / ticks, end / ticks, note) for start, end, note in notes) for notes in parts],
+            meters=[(time / ticks, beats, unit) for time, beats, unit in self.meters],
+            key=self.key,
+            tempos=[(time / ticks, tempo / 1e6) for time, tempo in self.tempos],
+        )
 
 
 CHANNEL_TYPES = frozenset("polytouch control_change program_change aftertouch pitchwheel sysex".split())

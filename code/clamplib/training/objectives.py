@@ -5,7 +5,6 @@ Over several processes, the mean of their losses is the loss of the whole batch,
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from clamplib.evaluation.metrics import ranks, retrieval_metrics
@@ -25,7 +23,6 @@ from clamplib.models.loss import equal_rows
 
 QUERIES_AT_ONCE = 1024  # whose similarities are in memory together
 ROWS_AT_ONCE = 32  # that a CPU encodes together
-SHORT = 128  # rows that a CPU trains on in half the time with attention that is not fused
 
 
 class Objective(Protocol):
@@ -153,10 +150,7 @@ def _in_parts(encode: Callable, inputs: torch.Tensor, masks: torch.Tensor, parts
     order = lengths.argsort()
     features = []
     for rows in order.split(count):
-        length = int(lengths[rows].max())
-        plain = inputs.device.type == "cpu" and length <= SHORT
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            features.append(encode_rows(encode, inputs, masks, rows, length))
+        features.append(encode_rows(encode, inputs, masks, rows, int(lengths[rows].max())))
     return torch.cat(features)[order.argsort()]
 
 
