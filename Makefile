@@ -43,7 +43,7 @@ bench: $(READY)
 
 # A stage that is finished leaves a file, and one that was stopped goes on: make mini again. `rm -r out/mini` begins anew.
 # The license of Essen is non-commercial, so a model trained with Essen stays out of the package.
-mini: $(DATA)/3_audio.done  ## trains mini from scratch: make mini OPENSCORE=folder OPENEWLD=folder [ESSEN=1]
+mini: $(DATA)/2_audio.done  ## trains mini from scratch: make mini OPENSCORE=folder OPENEWLD=folder [ESSEN=1]
 	$(BIN)/python code/export_clamp3.py $(if $(ESSEN),$(DATA)/variant,code/clamplib/mini) --config $(RECIPE)/config.py
 	$(if $(ESSEN),,cp $(DATA)/held_out_tunes.csv code/clamplib/app/)
 
@@ -56,17 +56,15 @@ $(DATA)/m3.done: $(DATA)/notes.done
 	touch $@
 
 $(DATA)/1_symbolic.done: $(DATA)/m3.done
-$(DATA)/2_whole.done: $(DATA)/1_symbolic.done
-$(DATA)/1_symbolic.done $(DATA)/2_whole.done:
-	$(TRAIN)_symbolic.py --config $(RECIPE)/config.py $(RECIPE)/stages/$(basename $(@F)).py
+	$(TRAIN)_symbolic.py --config $(RECIPE)/config.py $(RECIPE)/stages/1_symbolic.py
 	touch $@
 
 $(DATA)/recordings.done: $(DATA)/notes.done
 	$(BIN)/python -m recipes.mini.build_audio $(DATA)
 	touch $@
 
-$(DATA)/3_audio.done: $(DATA)/2_whole.done $(DATA)/recordings.done
-	$(TRAIN)_audio.py --config $(RECIPE)/config.py $(RECIPE)/stages/3_audio.py
+$(DATA)/2_audio.done: $(DATA)/1_symbolic.done $(DATA)/recordings.done
+	$(TRAIN)_audio.py --config $(RECIPE)/config.py $(RECIPE)/stages/2_audio.py
 	touch $@
 
 eval-mini: $(READY)  ## evaluates mini on held-out pieces, and on music from elsewhere: make eval-mini [OPENSCORE=folder]

@@ -1,6 +1,6 @@
 """The settings that train `mini`: code/config.py's names with other values. Each stage in stages/ overrides some.
 
-    python code/train_clamp3_symbolic.py --config recipes/mini/config.py recipes/mini/stages/1_short.py
+    python code/train_clamp3_symbolic.py --config recipes/mini/config.py recipes/mini/stages/1_symbolic.py
 
 Paths are relative to this file.
 """

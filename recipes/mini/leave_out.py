@@ -2,8 +2,8 @@
 
     python -m recipes.mini.leave_out out/mini ryansMammoth
 
-Writes train.jsonl and settings.py for code/train_clamp3_symbolic.py into without/<collection>/ of the data. The training
-is short: half of the first stage. `make leave-out COLLECTION=ryansMammoth` runs all of it.
+Writes train.jsonl and settings.py for code/train_clamp3_symbolic.py into without/<collection>/ of the data. The
+training is half as long as the first stage. `make leave-out COLLECTION=ryansMammoth` runs all of it.
 """
 
 import argparse

@@ -5,16 +5,20 @@ import json
 import random
 import re
 from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clamplib.app.demo import HELD_OUT
 from clamplib.formats.canonical import canonical, write
 from clamplib.formats.mtf import midi_to_mtf
 from clamplib.formats.notes import read_notes
-from recipes.mini import build, hands
+from clamplib.models.settings import load_settings
+from recipes.mini import build, hands, leave_out
 from recipes.mini.convert import Notes, convert, opening_steps, without_labels
 from recipes.mini.corpus import KINDS, CorpusPiece, corpus_pieces, read_key, sung_language, with_key
+from recipes.mini.elsewhere import found_mrr
 from recipes.mini.evaluate import chance_mrr, equal_text_ceiling, is_right
 from recipes.mini.rewrite import transcribed
 from recipes.mini.texts import Facts
@@ -32,6 +36,7 @@ K:D
 "^Lively reel"A2|"D"d2fd Adfd|"G"gfed "A7"c2A2|d2fd Adfd|"A"efec "D"d2:|
 w: la la la
 """
+CONFIG = Path(__file__).parents[2] / "code/config.py"
 MUSIC = "M:4/4\nL:1/8\nK:Ddor\nD2FA dAFA|G2EC EGcE|D2FA dAfd|ecAG F2D2|d2fd adfd|c2ec gcec|A2FA dAFA|GECE D4|\n"
 MUSIC_AS_MTF = "ticks_per_beat 2\nnote_on 0 0 62 90\nnote_on 2 0 62 0\nnote_on 0 0 65 90\nnote_on 2 0 65 0"
 UP = str.maketrans("cdefgaA", "defgabB")  # the notes of the tune
@@ -201,3 +206,22 @@ def test_a_sentence_is_judged_by_every_field_it_names():
     assert is_right(jig, {"kind": "dance", "mode": "minor"}, groups)
     assert not is_right(jig, {"kind": ["reel"]}, groups)
     assert not is_right(jig, {"kind": "dance", "metre": ["6/8"]}, groups)
+
+
+def test_a_collection_is_left_out(tmp_path, capsys):
+    lines = [{"id": f"{name}/1", "filepaths": [f"notes/0/{name}.abc"]} for name in ("a", "b")]
+    build.write_jsonl(tmp_path / "train.jsonl", lines)
+    assert leave_out.main([str(tmp_path), "b"]) == 0
+    (kept,) = build.read_jsonl(tmp_path / "without/b/train.jsonl")
+    assert kept["id"] == "a/1"
+    assert (tmp_path / "without/b" / kept["filepaths"][0]).resolve() == (tmp_path / "notes/0/a.abc").resolve()
+    settings = load_settings(tmp_path / "without/b/settings.py", config=CONFIG)
+    assert Path(settings.CLAMP3_TRAIN_JSONL) == tmp_path / "without/b/train.jsonl"
+    assert leave_out.main([str(tmp_path), "c"]) == 1
+    assert "no pieces of c" in capsys.readouterr().out
+
+
+def test_clips_are_ranked_among_all_tunes():
+    tunes = np.eye(3)
+    clips = np.array([[1, 0, 0], [0.9, 0.1, 0.5]])
+    assert found_mrr(clips, tunes, np.array([0, 1])) == pytest.approx((1 + 1 / 3) / 2)

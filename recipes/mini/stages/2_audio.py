@@ -1,4 +1,4 @@
-"""Stage 3 trains the audio encoder against frozen texts and scores."""
+"""Stage 2 trains the audio encoder against frozen texts and scores."""
 
 CLAMP3_TRAIN_JSONL = "../../../out/mini/train_audio.jsonl"
 FREEZE_TEXT = True
