@@ -20,7 +20,7 @@ CLAMP3_TRAIN_JSONL = "../../out/mini/train.jsonl"
 CLAMP3_EVAL_JSONL = "../../out/mini/eval.jsonl"
 
 # sizes
-PATCH_LENGTH = 128  # nearly every tune, in ABC and as MIDI; longer pieces are read in several segments
+PATCH_LENGTH = 64  # nearly every tune in the canonical form; longer pieces are read in several segments
 PATCH_NUM_LAYERS = 4
 TOKEN_NUM_LAYERS = 1
 M3_HIDDEN_SIZE = 192
@@ -46,7 +46,7 @@ CLAMP3_NOTES = "canonical"  # one form for ABC and MIDI, whatever hand wrote the
 CLAMP3_LOAD_M3 = False  # with M3's weights all pieces start out alike (cosine .996), and the loss stays at chance
 CLAMP3_WEIGHTS_PATH = "../../out/mini/weights_clamp3.pth"
 CLAMP3_LOGS_PATH = "../../out/mini/logs_clamp3.txt"
-HIDE_HEADER_RATIO = 0.35  # otherwise the model reads key and meter off the header alone
+HIDE_HEADER_RATIO = 0.25  # otherwise the model reads key and meter off the header alone
 LEARNED_TEMPERATURE = True
 LOGIT_SCALE = 5  # at CLIP's 14 and without clipping, the features collapse within 20 steps
 GRADIENT_CLIP = 0.5

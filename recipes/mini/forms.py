@@ -5,18 +5,16 @@ import random
 import re
 from pathlib import Path
 
-from clamplib.formats.canonical import canonical, write
+from clamplib.formats.canonical import MINOR_MODES, MINOR_NAMES, NAMES, canonical, write
 from clamplib.formats.notes import read_notes
 from recipes.mini.rewrite import transcribed
 
-PERFORMANCES = 5  # per piece in its own key
+PERFORMANCES = 4  # per piece in its own key
 MOVED_PERFORMANCES = 2  # and in each other key
 PITCH_CLASSES = 12
-MAJOR_TONICS = "C Db D Eb E F F# G Ab A Bb B".split()
-MINOR_TONICS = "C C# D Eb E F F# G G# A Bb B".split()
 FLAT_MODES = ("minor", "dorian")  # whose tonics are spelled as those of minor keys
 SEMITONES = [semitones for semitones in range(-6, 6) if semitones]  # to other keys
-KEY = re.compile(r"(?m)^K:([A-G][b#]?)(\w*)$")
+KEY = re.compile(r"(?m)^([A-G][b#]?) *([ mdxplo]) (?=\S*\|$)")
 
 
 def write_forms(record: dict, data: Path, keys: dict[str, int]) -> dict[str, list[str]]:
@@ -54,8 +52,7 @@ def in_key(text: str, semitones: int) -> str:
     """Returns a canonical form in another key. Its notes do not depend on the key."""
 
     def moved(match: re.Match) -> str:
-        minor = match[2] in ("m", "dor", "phr")
-        return f"K:{moved_tonic(match[1], semitones, minor)}{match[2]}"
+        return f"{moved_tonic(match[1], semitones, match[2] in MINOR_MODES):2}{match[2]} "
 
     return KEY.sub(moved, text)
 
@@ -63,7 +60,7 @@ def in_key(text: str, semitones: int) -> str:
 def moved_tonic(tonic: str, semitones: int, minor: bool) -> str:
     """Returns the tonic that many semitones higher, spelled as the key with few accidentals."""
     pitch = "C D EF G A B".index(tonic[0]) + {"": 0, "#": 1, "b": -1}[tonic[1:]] + semitones
-    return (MINOR_TONICS if minor else MAJOR_TONICS)[pitch % PITCH_CLASSES]
+    return (MINOR_NAMES if minor else NAMES)[pitch % PITCH_CLASSES]
 
 
 def save_forms(texts: list[str], folder: Path, name: str) -> list[str]:

@@ -14,7 +14,6 @@ from recipes.mini.build import read_jsonl, write_jsonl
 
 SETTINGS = '''"""Stage 1 of mini without {collection}, for half as long."""
 
-PATCH_LENGTH = 64
 CLAMP3_TRAIN_JSONL = "train.jsonl"
 CLAMP3_WEIGHTS_PATH = "weights_clamp3.pth"
 CLAMP3_LOGS_PATH = "logs_clamp3.txt"

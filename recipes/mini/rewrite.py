@@ -31,7 +31,7 @@ def transcribed(music: Music, rng: random.Random) -> Music:
         music.parts = [sorted(note for part in music.parts for note in part)]
     if rng.random() < 0.3:
         music.key = None
-    if rng.random() < 0.15:
+    if rng.random() < 0.3:
         music.meters = []
     return music
 

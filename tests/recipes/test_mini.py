@@ -160,10 +160,10 @@ def test_every_key_of_a_piece_has_its_files_and_texts(tmp_path):
     assert len(others) == build.OTHER_KEYS and len({line["id"] for line in (own, *others)}) == 3
     assert " in D dorian" in own["analysis"].replace("Dorian", "dorian")
     first = (tmp_path / own["filepaths"][0]).read_text()
-    assert first == canonical(MUSIC) and "K:Ddor\n" in first
+    assert first == canonical(MUSIC) and "\nD d " in first
     for line in others:
         tonic = line["id"].removeprefix("a@")
-        assert (tmp_path / line["filepaths"][0]).read_text() == first.replace("K:Ddor", f"K:{tonic}dor")
+        assert (tmp_path / line["filepaths"][0]).read_text() == first.replace("\nD d", f"\n{tonic:2}d")
         assert line["filepaths"][0].startswith("notes/0/a@")
     again = build.training_lines(record, tmp_path)
     assert again == [own, *others]

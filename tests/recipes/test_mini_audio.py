@@ -74,7 +74,7 @@ def lines(data):
     """Its lines."""
     facts = asdict(Facts(kind="reel", tonic="D", mode="minor", metre="4/4"))
     files = ["abc/train/a.abc", "raw/train/a.abc", "mtf/train/a.mtf"]
-    names = save_forms(["N:canonical\nK:Dm\nA5..C6|\n", "N:canonical\nK:Dm\nA5..C6..E6|\n"], data / "notes", "a")
+    names = save_forms(["N:canonical\nD m A5..C6|\n", "N:canonical\nD m A5..C6..E6|\n"], data / "notes", "a")
     return audio_lines(({"id": "a", "facts": facts, "files": {"": files}}, names), data)
 
 
@@ -88,7 +88,7 @@ def test_a_tune_is_heard_in_several_keys(lines, data):
         semitones = int(line["id"].removeprefix("a@"))
         assert audio == f"audio/moved/a@{semitones:+d}.npy" and tune_of(audio) == "audio/train/a.npy"
         tonic = "C C# D Eb E F F# G G# A Bb B".split()[(2 + semitones) % 12]
-        assert (data / score).read_text() == f"N:canonical\nK:{tonic}m\nA5..C6|\n"
+        assert (data / score).read_text() == f"N:canonical\n{tonic:2}m A5..C6|\n"
         assert f" in {tonic.replace('b', ' flat').replace('#', ' sharp')} minor" in line["analysis"]
 
 

@@ -2,17 +2,18 @@
 
 A variant whose config.json says `"notes": "canonical"` reads symbolic music in this form alone, as `mini` does. It
 keeps the melody, the bass that goes with it, the meter and the key. What people and programs write differently is gone:
-ticks, velocities, programs, the ends of notes, ornaments, accompaniment, repeats that are played out, note values, the
-layout of bars, and the key in which the notes stand.
+ticks, velocities, programs, the ends of notes, ornaments, accompaniment, repeats that are played out, note values and
+the layout of bars.
 
     N:canonical
     M:6/8                       the meter, if the music states it
-    K:Em                        the key, as stated if the notes agree
+    L:1/8                       the melody's usual note, if the music has beats
     V:2                         the number of voices or channels, if there are several
-    A,..|                       the bass at the beginning of the bar, where it changes
-    E5..G5..B5..|               a bar: two characters for each step, a pitch or ..
+    E m A,..|                   the bass at the beginning of the bar, where it changes
+    E m E5..G5..B5..|           a bar: two characters for each step, a pitch or ..
 
-Notes are written as if the signature had no sharps or flats. A step is half of the melody's usual note.
+Every bar begins with the key: the tonic, and a letter for the mode (major: a space). It is the stated key if the notes
+agree. Notes are written as if the signature had no sharps or flats. A step is half of the melody's usual note.
 """
 
 import math
@@ -28,7 +29,8 @@ FIRST_LINE = "N:canonical\n"  # marks a text in this form; it is no patch
 PITCHES = "CcDdEFfGgAaB"  # a small letter is a sharp
 SCALE = (0, 2, 4, 5, 7, 9, 11)
 MAJOR_TONICS = {sharps: 7 * sharps % 12 for sharps in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)}
-MODES = {0: "", 9: "m", 2: "dor", 7: "mix", 4: "phr", 5: "lyd", 11: "loc"}  # by degree, the likeliest first
+MODES = {0: " ", 9: "m", 2: "d", 7: "x", 4: "p", 5: "l", 11: "o"}  # by degree of the tonic, the likeliest first
+MINOR_MODES = "mdp"  # whose tonics are spelled as those of minor keys
 LIKELY = list(MODES)
 COMMON = (0, 9, 2, 7)  # degrees that a final note makes the tonic
 NAMES = "C Db D Eb E F F# G Ab A Bb B".split()
@@ -38,7 +40,7 @@ TOGETHER = 0.06  # quarter notes between onsets of one chord
 HELD = 0.1  # quarter notes by which a note may overlap the next one of its line
 NEIGHBORS = 4  # notes on each side
 FAR_BELOW = 11  # semitones; so low a note among others belongs to the accompaniment
-MAX_STEPS = 30  # of one patch
+MAX_STEPS = 28  # of one patch
 MAX_BARS = 100_000
 PHRASES = (32, 16, 12, 8, 6, 4)  # bars that are compared for repeats
 NEAR = 0.01  # quarter notes
@@ -58,7 +60,8 @@ def write(music: Music) -> str:
     line = top_line(music.parts[number])
     kept = set(line)
     rest = [note for place, part in enumerate(music.parts) for note in part if place != number or note not in kept]
-    if not music.bars and not has_beat([note.onset for note in line]):
+    has_beats = bool(music.bars) or has_beat([note.onset for note in line])
+    if not has_beats:
         line, rest = _in_beats(line, rest, music.tempos)
         music = Music(music.parts)
     onsets, pitches = [note.onset for note in line], [note.pitch for note in line]
@@ -73,14 +76,16 @@ def write(music: Music) -> str:
     lines = [FIRST_LINE]
     if music.meters:
         lines.append("M:{}/{}\n".format(*music.meters[0][1:]))
-    lines.append(f"K:{key_name(sharps, tonic)}\n")
+    if has_beats:
+        lines.append(f"L:1/{4 / unit:.0f}\n")
     if len(music.parts) > 1:
         lines.append(f"V:{len(music.parts)}\n")
     shift = (MAJOR_TONICS[sharps] + 5) % 12 - 5  # the nearest way to C
     bars = _bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit)
     basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit)
     texts = [(number, _melody_text(notes)) for number, notes in bars]
-    return "".join(lines) + "".join(_fold(texts, basses))
+    key = key_name(sharps, tonic)
+    return "".join(lines + [f"{key} {line}" for line in _fold(texts, basses)])
 
 
 # ------------------------------------------------------------------------------------ melody
@@ -140,9 +145,9 @@ def find_key(onsets: Sequence[float], pitches: Sequence[int], stated: tuple[int,
 
 
 def key_name(sharps: int, tonic: int) -> str:
-    """Returns a key as ABC names it, such as `Edor`."""
-    mode = MODES.get((tonic - MAJOR_TONICS[sharps]) % 12, "")
-    return (MINOR_NAMES if mode in ("m", "dor", "phr") else NAMES)[tonic] + mode
+    """Returns a key in three characters, such as `E d` for E dorian and `Bb ` for B flat major."""
+    mode = MODES.get((tonic - MAJOR_TONICS[sharps]) % 12, " ")
+    return (MINOR_NAMES if mode in MINOR_MODES else NAMES)[tonic].ljust(2) + mode
 
 
 # ------------------------------------------------------------------------------------ time
