@@ -137,7 +137,7 @@ def test_accompaniment_is_not_melody():
     apart, together = to_mtf([part, chords]), to_mtf([[*part, *chords]])
     first = to_mtf([chords, part])
     assert bars(apart) == bars(first) == bars(together) == bars(REEL)
-    assert field(apart, "V") == "2"
+    assert field(apart, "V") == "4"
     assert "G   C,|" in canonical(apart)  # the bass, where it changes
 
 
@@ -167,6 +167,13 @@ def test_a_dotted_rhythm_is_that_of_a_swinging_player():
     (part,) = read_notes(dotted).parts
     swung = [n._replace(onset=n.onset - 1 / 12 if n.onset % 1 else n.onset) for n in part]
     assert bars(to_mtf([swung])) == bars(dotted)
+
+
+def test_time_that_is_lost_between_notes_does_not_matter():
+    (part,) = read_notes(REEL).parts
+    early = [Note(n.onset - 0.01 * number, n.end - 0.01 * number, n.pitch) for number, n in enumerate(part)]
+    assert bars(to_mtf([early], ticks=960)) == bars(REEL)
+    assert field(to_mtf([early], ticks=960), "M") == "4/4"
 
 
 def test_a_performance_without_beats():

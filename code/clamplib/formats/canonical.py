@@ -8,7 +8,7 @@ the layout of bars.
     N:canonical
     M:6/8                       the meter, if the music states it
     L:1/8                       the melody's usual note, if the music has beats
-    V:2                         the number of voices or channels, if there are several
+    V:2                         the mean number of notes that sound together, if it is above 1
     E m A,..|                   the bass at the beginning of the bar, where it changes
     E m E5..G5..B5..|           a bar: two characters for each step, a pitch or ..
 
@@ -21,7 +21,9 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clamplib.formats.meter import UNIT, find_bars, has_beat, on_pulse
+import numpy as np
+
+from clamplib.formats.meter import UNIT, find_bars, has_beat, on_pulse, without_drift
 from clamplib.formats.notes import Music, Note, read_notes
 
 CANONICAL = "canonical"  # the name of the form in a variant's config.json
@@ -44,6 +46,7 @@ MAX_STEPS = 28  # of one patch
 MAX_BARS = 100_000
 PHRASES = (32, 16, 12, 8, 6, 4)  # bars that are compared for repeats
 NEAR = 0.01  # quarter notes
+LONGEST = 2.0  # quarter notes that a step counts as, at most
 
 
 def canonical(text: str) -> str:
@@ -60,10 +63,15 @@ def write(music: Music) -> str:
     line = top_line(music.parts[number])
     kept = set(line)
     rest = [note for place, part in enumerate(music.parts) for note in part if place != number or note not in kept]
-    has_beats = bool(music.bars) or has_beat([note.onset for note in line])
-    if not has_beats:
-        line, rest = _in_beats(line, rest, music.tempos)
-        music = Music(music.parts)
+    has_beats = True
+    if not music.bars and not has_beat(onsets := [note.onset for note in line]):
+        corrected = without_drift(onsets)
+        has_beats = corrected is not None
+        if has_beats:
+            line, rest = _at(onsets, corrected, line), _at(onsets, corrected, rest)
+        else:
+            line, rest = _in_beats(line, rest, music.tempos)
+            music = Music(music.parts)
     onsets, pitches = [note.onset for note in line], [note.pitch for note in line]
     bass = [(note.onset, note.pitch) for note in sorted(rest)] or [(time, 36 + root) for time, root in music.roots]
     sharps, tonic = find_key(onsets, pitches, music.key)
@@ -78,8 +86,8 @@ def write(music: Music) -> str:
         lines.append("M:{}/{}\n".format(*music.meters[0][1:]))
     if has_beats:
         lines.append(f"L:1/{4 / unit:.0f}\n")
-    if len(music.parts) > 1:
-        lines.append(f"V:{len(music.parts)}\n")
+    if (voices := _voices(music.parts)) > 1:
+        lines.append(f"V:{voices}\n")
     shift = (MAJOR_TONICS[sharps] + 5) % 12 - 5  # the nearest way to C
     bars = _bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit)
     basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit)
@@ -121,6 +129,16 @@ def top_line(notes: Sequence[Note]) -> list[Note]:
     return kept
 
 
+def _voices(parts: Sequence[Sequence[Note]]) -> int:
+    """How many notes sound together on average."""
+    sounding, end, covered = 0.0, 0.0, 0.0
+    for note in sorted(note for part in parts for note in part):
+        sounding += note.end - note.onset
+        covered += max(note.end - max(note.onset, end), 0.0)
+        end = max(end, note.end)
+    return min(round(sounding / covered), 9) if covered else 1
+
+
 # ------------------------------------------------------------------------------------ key
 
 
@@ -155,9 +173,15 @@ def key_name(sharps: int, tonic: int) -> str:
 
 def find_unit(onsets: Sequence[float]) -> float:
     """Returns the melody's usual note value in quarter notes, a power of two. Short ornaments have little weight."""
-    steps = [min(b - a, 4.0) for a, b in zip(onsets, onsets[1:], strict=False) if b - a > NEAR]
+    steps = [min(b - a, LONGEST) for a, b in zip(onsets, onsets[1:], strict=False) if b - a > NEAR]
     mean = sum(step * math.log2(step) for step in steps) / sum(steps) if steps else -1.0
     return 2.0 ** min(max(math.floor(mean + 0.25), -4), 1)
+
+
+def _at(onsets: Sequence[float], others: np.ndarray, notes: list[Note]) -> list[Note]:
+    """Notes moved as the onsets of the melody are moved to others."""
+    moves = np.interp([note.onset for note in notes], onsets, others - np.asarray(onsets)) if notes else ()
+    return [Note(n.onset + float(by), n.end + float(by), n.pitch) for n, by in zip(notes, moves, strict=True)]
 
 
 def _in_beats(line: list[Note], rest: list[Note], tempos: list) -> tuple[list[Note], list[Note]]:

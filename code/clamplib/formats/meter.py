@@ -22,7 +22,8 @@ NEW_START = -120  # for bars that begin anew within a piece, as after a repeat
 NEAR = 2e-3
 MAX_UPBEATS = 64
 PARTS = (1, 2, 3, 4, 6, 8, 12)  # of a quarter note
-STEADY = 0.4  # 1: every onset is on one of these parts; 0: none is
+STEADY, STEADY_GROUP = 0.4, 0.75  # of all onsets, and of neighboring ones
+GROUP = 8  # notes
 WINDOW = 60.0  # seconds in which the shortest pulse is sought
 MAX_ONSETS = 1000  # among which it is sought
 PULSES = (0.07, 0.6)  # shortest and longest, in seconds
@@ -108,8 +109,32 @@ def _best_path(scores: np.ndarray) -> tuple[float, np.ndarray]:
 
 def has_beat(onsets: Sequence[float]) -> bool:
     """Tells whether notes keep to the beats of a MIDI file or to parts of them, as those of a metronome do."""
-    turns = 2j * np.pi * np.asarray(onsets, dtype=float)
-    return max(abs(np.exp(parts * turns).mean()) for parts in PARTS) >= STEADY
+    return _steadiness(np.asarray(onsets, dtype=float)) >= STEADY
+
+
+def without_drift(onsets: Sequence[float]) -> np.ndarray | None:
+    """Corrects onsets that keep to beats which are not those of the file, but equally long.
+
+    MTF loses the time of the words that it leaves out, such as lyrics, so that its notes come ever earlier.
+
+    Args:
+        onsets: in quarter notes, in order.
+
+    Returns:
+        Onsets with steps of twelfths of a quarter note; None where neighboring notes share no beat.
+    """
+    times = np.asarray(onsets, dtype=float)
+    groups = [times[start : start + GROUP] for start in range(0, max(len(times) - GROUP, 1), GROUP)]
+    if np.mean([_steadiness(group, PARTS[:4]) for group in groups]) < STEADY_GROUP:
+        return None
+    steps = np.round(np.diff(times) * 12) / 12
+    return times[0] + np.concatenate(([0.0], np.cumsum(steps)))
+
+
+def _steadiness(times: np.ndarray, parts: tuple[int, ...] = PARTS) -> float:
+    """1: every onset has the same place in one of the parts of a beat; 0: none has."""
+    turns = 2j * np.pi * times
+    return max(abs(np.exp(count * turns).mean()) for count in parts)
 
 
 def on_pulse(seconds: Sequence[float]) -> np.ndarray:
