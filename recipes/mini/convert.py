@@ -13,6 +13,7 @@ from clamplib.formats.mtf import midi_to_mtf
 from clamplib.formats.notation import abc_to_xml, interleave, xml_to_abc
 from recipes.mini.corpus import CorpusPiece, read_musicxml
 
+LYRIC = re.compile(r"<lyric\b.*?</lyric>", re.DOTALL)
 FIELD = re.compile(r"[A-Za-z]:|%")
 LABEL_FIELDS = re.compile(r"(?m)^(?:[TRCOSNZBDFGAHQWwrsmNI]:|%).*\n?")
 QUOTED = re.compile(r'"([^"]*)"')
@@ -60,10 +61,10 @@ def without_labels(abc: str) -> str:
 
 
 def to_midi(xml: str) -> mido.MidiFile:
-    """Converts MusicXML to MIDI with verovio."""
+    """Converts MusicXML to MIDI with verovio, without its lyrics: MTF would lose the time of every word."""
     global _toolkit  # one per process
     _toolkit = _toolkit or verovio.toolkit()
-    if not _toolkit.loadData(xml):
+    if not _toolkit.loadData(LYRIC.sub("", xml)):
         raise ValueError("verovio cannot read this MusicXML")
     return mido.MidiFile(file=io.BytesIO(base64.b64decode(_toolkit.renderToMIDI())))
 

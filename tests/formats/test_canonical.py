@@ -163,7 +163,7 @@ def test_an_upbeat_stands_at_the_end_of_its_bar():
 
 
 def test_a_dotted_rhythm_is_that_of_a_swinging_player():
-    dotted = "M:4/4\nL:1/8\nK:C\n" + "C>DE>F G>AB>c|" * 4
+    dotted = "M:4/4\nL:1/8\nK:G\nG>FG>A B>cd>B|c>BA>G F>GA>F|G>Bd>g f>ed>c|B>GA>F G4|"
     (part,) = read_notes(dotted).parts
     swung = [n._replace(onset=n.onset - 1 / 12 if n.onset % 1 else n.onset) for n in part]
     assert bars(to_mtf([swung])) == bars(dotted)

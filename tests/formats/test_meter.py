@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from clamplib.formats.meter import find_bars, has_beat, on_pulse
+from clamplib.formats.meter import _concentration, find_bars, has_beat, on_pulse
 from clamplib.formats.notes import read_notes
 
 JIG = """M:6/8
@@ -33,11 +33,14 @@ def test_an_upbeat_and_the_meter_are_found(abc, meter, tonic, upbeat, bar):
         assert starts == pytest.approx([upbeat - bar + bar * number for number in range(len(starts))], abs=0.01)
 
 
-def test_the_bass_says_where_bars_begin():
-    onsets, pitches = [0.5 * n for n in range(64)], [60 + n * 5 % 12 for n in range(64)]
-    for upbeat in (0.5, 1.0, 1.5):
-        starts = find_bars(onsets, pitches, [upbeat + 4 * n for n in range(8)], 0, (4, 4))
-        assert starts[1] == pytest.approx(upbeat, abs=0.01)
+def test_bars_that_begin_with_the_chords_have_the_fewest_pitch_classes():
+    upbeats = np.arange(8)[:, None] * 0.5
+    for upbeat in (0.5, 1.0, 2.5):
+        onsets = np.array([upbeat + 0.5 * number for number in range(64)])
+        pitches = np.array([36 + 5 * (number // 8) for number in range(64)])
+        found = _concentration(onsets, pitches, np.ones(64), upbeats, 4.0)
+        assert upbeats[found.argmax(), 0] == upbeat
+        assert found.max() == pytest.approx(1)
 
 
 def test_one_note_has_a_bar():

@@ -206,7 +206,7 @@ def _in_beats(line: list[Note], rest: list[Note], tempos: list) -> tuple[list[No
 def _bar_starts(music: Music, onsets, pitches, bass, tonic: int, unit: float) -> list[float]:
     """Where the bars of MIDI begin: as several time signatures say, or where the notes suggest."""
     meters = {time: (beats, value) for time, beats, value in music.meters}
-    if len(meters) > 1:
+    if len(set(meters.values())) > 1:
         starts = []
         for (time, (beats, value)), after in zip(meters.items(), [*list(meters)[1:], onsets[-1] + 1], strict=True):
             length = 4 * beats / value
@@ -219,11 +219,10 @@ def _bar_starts(music: Music, onsets, pitches, bass, tonic: int, unit: float) ->
         return round(time * scale * 4) / 4
 
     beats, value = next(iter(meters.values()), (0, 0))
-    changes = [time for (_, before), (time, pitch) in zip(bass, bass[1:], strict=False) if (pitch - before) % 12]
     starts = find_bars(
         [on_step(time) for time in onsets],
         pitches,
-        [on_step(time) for time in changes],
+        [(on_step(time), pitch) for time, pitch in bass],
         tonic,
         (beats, value / scale) if beats else None,
     )

@@ -1,8 +1,9 @@
 """Where the bars of a melody begin, for music that does not say so.
 
 MIDI files have no bar lines, and many begin with an upbeat. A beginning of bars is judged by the notes that it puts on
-bar lines and on beats. The weights are those of a logistic regression, rounded to whole numbers: over 1,663 folk tunes
-that were not used for it, it found the upbeat of 89 %.
+bar lines and on beats, and by how few pitch classes its bars have. The weights are those of a logistic regression over
+folk tunes and songs, rounded to whole numbers. Of 646 others that state their meter, it found the upbeat of 88 %, and
+the length of the bar of 77 % where it was not told the meter. The weight for the accompaniment was chosen by hand.
 """
 
 from collections.abc import Sequence
@@ -12,15 +13,15 @@ import numpy as np
 UNIT = 0.5  # quarter notes from one possible beginning to the next; what `find_bars` expects an eighth note to be
 TRIAD = (0, 4, 7)  # degrees of a major scale, in semitones
 METERS = ((4, 4), (3, 4), (6, 8), (9, 8), (2, 4))
-BIAS = (0, -1, 2, 1, -2)  # how common each is
-TIME_IN_FIRST, TIME_ON_BEATS = 7, 11  # for the share of the time in notes that begin bars, and beats
-LONGER_FIRST, LONGER_HALF, LONGER_ON_BEAT = 5, 4, 8  # for such notes that are longer than the one before
-LEAP, TRIAD_FIRST, AFTER_LONG = 2, 2, 2  # for bars that begin with a leap, a note of the triad, or after a long note
-HARMONY = 6  # for the share of the changes of harmony that begin bars
+BIAS = (0, -2, 2, 1, -3)  # how common each is
+TIME_IN_FIRST, TIME_ON_BEATS = 6, 14  # for the share of the time in notes that begin bars, and beats
+LONGER_FIRST, LONGER_HALF, LONGER_ON_BEAT = 4, 3, 11  # for such notes that are longer than the one before
+TRIAD_FIRST, AFTER_LONG = 2, 2  # for bars that begin with a note of the triad, or after a long note
+HARMONY, MELODIC_HARMONY = 30, 19  # for bars that keep to few pitch classes, in the accompaniment and in the melody
 UPBEAT, NO_UPBEAT = -11, -3  # for the length of the upbeat in bars, and for none
 NEW_START = -120  # for bars that begin anew within a piece, as after a repeat
 NEAR = 2e-3
-MAX_UPBEATS = 64
+MAX_UPBEATS, MAX_BARS = 64, 10_000
 PARTS = (1, 2, 3, 4, 6, 8, 12)  # of a quarter note
 STEADY, STEADY_GROUP = 0.4, 0.75  # of all onsets, and of neighboring ones
 GROUP = 8  # notes
@@ -34,7 +35,7 @@ CORRECTION = (0.3, 0.05)  # share of an onset's deviation that moves the pulse, 
 def find_bars(
     onsets: Sequence[float],
     pitches: Sequence[int],
-    changes: Sequence[float],
+    accompaniment: Sequence[tuple[float, int]],
     tonic: int,
     meter: tuple[int, float] | None = None,
 ) -> list[float]:
@@ -43,7 +44,7 @@ def find_bars(
     Args:
         onsets: of its notes, in quarter notes; most steps should be eighth notes.
         pitches: of its notes.
-        changes: onsets at which the harmony changes.
+        accompaniment: (onset, pitch) of the other notes.
         tonic: pitch class of the tonic of the major key with the signature.
         meter: (beats, unit), if it is known.
 
@@ -55,7 +56,7 @@ def find_bars(
     for candidate, bias in [(meter, 0)] if meter else zip(METERS, BIAS, strict=True):
         length = 4 * candidate[0] / candidate[1]
         bars = max((times[-1] - times[0]) / length, 1)
-        scores = _scores(times, pitch, np.asarray(changes, dtype=float), tonic, candidate)
+        scores = _scores(times, pitch, np.asarray(accompaniment, dtype=float).reshape(-1, 2), tonic, candidate)
         score, upbeats = _best_path(scores)
         if score / bars + bias > best:
             best = score / bars + bias
@@ -63,7 +64,9 @@ def find_bars(
     return sorted({round(float(start), 3) for start in starts})
 
 
-def _scores(onsets: np.ndarray, pitches: np.ndarray, changes: np.ndarray, tonic: int, meter: tuple) -> np.ndarray:
+def _scores(
+    onsets: np.ndarray, pitches: np.ndarray, accompaniment: np.ndarray, tonic: int, meter: tuple[int, float]
+) -> np.ndarray:
     """What each note says for each upbeat of 0, 0.5, 1, … quarter notes: [upbeats, notes]."""
     beats, unit = meter
     length = 4 * beats / unit
@@ -71,7 +74,6 @@ def _scores(onsets: np.ndarray, pitches: np.ndarray, changes: np.ndarray, tonic:
     upbeats = np.arange(min(max(1, round(length / UNIT)), MAX_UPBEATS))[:, None] * UNIT
     durations = np.minimum(np.diff(onsets, append=onsets[-1] + 1), 4.0)
     before = np.concatenate(([0.0], durations[:-1]))
-    leaps = np.abs(np.diff(pitches, prepend=pitches[0])) / 12
     longer = durations > before + NEAR
     place = np.mod(onsets - upbeats + NEAR, length) - NEAR
     first = np.abs(place) < 2 * NEAR
@@ -80,14 +82,31 @@ def _scores(onsets: np.ndarray, pitches: np.ndarray, changes: np.ndarray, tonic:
     bars = max((onsets[-1] - onsets[0]) / length, 1)
     scores = (TIME_IN_FIRST * first + TIME_ON_BEATS * on_beat) * durations * (bars / max(durations.sum(), NEAR))
     scores += (LONGER_FIRST * first + LONGER_HALF * half + LONGER_ON_BEAT * bars / len(onsets) * on_beat) * longer
-    scores += first * (LEAP * leaps + TRIAD_FIRST * np.isin((pitches - tonic) % 12, TRIAD))
+    scores += TRIAD_FIRST * first * np.isin((pitches - tonic) % 12, TRIAD)
     scores += AFTER_LONG * first * (before > durations + NEAR)
-    if len(changes):
-        in_bar = np.abs(np.mod(changes - upbeats + NEAR, length) - NEAR) < 2 * NEAR
-        notes = np.clip(np.searchsorted(onsets, changes + NEAR) - 1, 0, len(onsets) - 1)
-        np.add.at(scores.T, notes, HARMONY * bars / len(changes) * in_bar.T)
+    harmony = MELODIC_HARMONY * _concentration(onsets, pitches, durations, upbeats, length)
+    if len(accompaniment):
+        times, low = accompaniment.T
+        harmony += HARMONY * _concentration(times, low.astype(int), np.ones(len(low)), upbeats, length)
+    scores[:, 0] += bars * harmony
     scores[:, 0] += bars * (UPBEAT * upbeats[:, 0] / length + NO_UPBEAT * (upbeats[:, 0] == 0))
     return scores
+
+
+def _concentration(
+    onsets: np.ndarray, pitches: np.ndarray, weights: np.ndarray, upbeats: np.ndarray, length: float
+) -> np.ndarray:
+    """How few pitch classes the bars have that begin with each upbeat: [upbeats], from 1/12 to 1.
+
+    If bars begin where the harmony changes, each has the notes of one chord.
+    """
+    bars = np.floor((onsets - upbeats + NEAR) / length).astype(int)  # [upbeats, notes]
+    bars -= bars.min()
+    if bars.max() >= MAX_BARS:
+        return np.zeros(len(upbeats))
+    shares = np.zeros((len(upbeats), bars.max() + 1, 12))
+    np.add.at(shares, (np.arange(len(upbeats))[:, None], bars, pitches % 12), weights)
+    return (shares**2).sum((1, 2)) / np.maximum((shares.sum(2) ** 2).sum(1), NEAR)
 
 
 def _best_path(scores: np.ndarray) -> tuple[float, np.ndarray]:
