@@ -8,7 +8,6 @@ import socket
 import sys
 import tempfile
 
-import mido
 import numpy as np
 import pytest
 import soundfile
@@ -21,6 +20,8 @@ from torch.utils.data import DataLoader
 from clamplib.audio.spectral import RATE
 from clamplib.embedding.encoder import CLaMP3Encoder
 from clamplib.files import InputError
+from clamplib.formats.mtf import midi_to_mtf
+from clamplib.formats.notes import read_notes
 from clamplib.models.loading import save_variant
 from recipes.mini.render import MERLIN, render
 
@@ -69,7 +70,8 @@ def model(encoder) -> CLaMP3MTEB:
 @pytest.fixture(scope="module")
 def clips(golden) -> list[list[np.ndarray]]:
     """Three clips of eight seconds per tune, one after the other, played by a synthesizer."""
-    sounds = [render(mido.MidiFile(golden / f"midi/in/{name}.mid"), MERLIN, random.Random(1)) for name in TUNES]
+    pieces = [read_notes(midi_to_mtf(golden / f"midi/in/{name}.mid")) for name in TUNES]
+    sounds = [render(piece, MERLIN, random.Random(1)) for piece in pieces]
     return [[sound[start : start + CLIP] for start in range(0, 3 * CLIP, CLIP)] for sound in sounds]
 
 
