@@ -11,7 +11,7 @@ SEED := 1
 SOURCES = $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(OPENEWLD),--openewld $(OPENEWLD)) $(if $(ESSEN),--essen)
 BIN := .venv/bin
 READY := .venv/ready
-TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 code/train_clamp3
+TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 code/train
 
 .PHONY: demo test check fuzz faults bench mini eval-mini leave-out setup clean
 
@@ -52,11 +52,11 @@ $(DATA)/notes.done: $(READY)
 	touch $@
 
 $(DATA)/m3.done: $(DATA)/notes.done
-	$(BIN)/python code/train_m3.py --config $(RECIPE)/config.py
+	$(TRAIN)_m3.py --config $(RECIPE)/config.py
 	touch $@
 
 $(DATA)/1_symbolic.done: $(DATA)/m3.done
-	$(TRAIN)_symbolic.py --config $(RECIPE)/config.py $(RECIPE)/stages/1_symbolic.py
+	$(TRAIN)_clamp3_symbolic.py --config $(RECIPE)/config.py $(RECIPE)/stages/1_symbolic.py
 	touch $@
 
 $(DATA)/recordings.done: $(DATA)/notes.done
@@ -64,7 +64,7 @@ $(DATA)/recordings.done: $(DATA)/notes.done
 	touch $@
 
 $(DATA)/2_audio.done: $(DATA)/1_symbolic.done $(DATA)/recordings.done
-	$(TRAIN)_audio.py --config $(RECIPE)/config.py $(RECIPE)/stages/2_audio.py
+	$(TRAIN)_clamp3_audio.py --config $(RECIPE)/config.py $(RECIPE)/stages/2_audio.py
 	touch $@
 
 eval-mini: $(READY)  ## evaluates mini on held-out pieces, and on music from elsewhere: make eval-mini [OPENSCORE=folder]
@@ -75,7 +75,7 @@ eval-mini: $(READY)  ## evaluates mini on held-out pieces, and on music from els
 
 leave-out: $(DATA)/m3.done  ## trains without a collection and judges by it: make leave-out COLLECTION=ryansMammoth
 	$(BIN)/python -m recipes.mini.leave_out $(DATA) $(COLLECTION)
-	$(TRAIN)_symbolic.py --config $(RECIPE)/config.py $(WITHOUT)/settings.py
+	$(TRAIN)_clamp3_symbolic.py --config $(RECIPE)/config.py $(WITHOUT)/settings.py
 	$(BIN)/python code/export_clamp3.py $(WITHOUT)/variant --config $(RECIPE)/config.py $(WITHOUT)/settings.py
 	$(BIN)/python -m recipes.mini.elsewhere $(DATA) --collection $(COLLECTION) --variant $(WITHOUT)/variant
 

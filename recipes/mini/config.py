@@ -14,7 +14,7 @@ SAVE_EVERY = 100
 CHUNK_BATCHES = 5  # few, so that batches keep mixed lengths and length alone does not tell tunes apart
 
 # data, as recipes.mini.build writes it
-M3_TRAIN_FOLDERS = ["../../out/mini/notes/0", "../../out/mini/notes/1"]
+M3_TRAIN_FOLDERS = ["../../out/mini/notes/0"]  # each piece once in each of its keys
 M3_EVAL_FOLDERS = []
 CLAMP3_TRAIN_JSONL = "../../out/mini/train.jsonl"
 CLAMP3_EVAL_JSONL = "../../out/mini/eval.jsonl"
