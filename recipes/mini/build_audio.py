@@ -3,8 +3,8 @@
     python -m recipes.mini.build_audio out/mini
 
 Every piece is rendered once (see render). Training pieces are performed (see rewrite), half of them with a sound font
-and half with sounds made anew. Held-out clips are played as written with another sound font and other instruments. The
-folder then holds:
+and half with sounds that no instrument has. Held-out clips are played as written, with another sound font and other
+instruments. The folder then holds:
 
     played/<path>.npy     the spectrogram of each rendered piece
     audio/<path>.npy      the features computed from it

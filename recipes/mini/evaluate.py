@@ -22,7 +22,6 @@ from clamplib.embedding.encoding import encode_audio, encode_scores, encode_text
 from clamplib.evaluation.metrics import retrieval_metrics
 from clamplib.evaluation.pairs import vector_ranks
 from clamplib.files import load_array
-from clamplib.formats.canonical import canonical
 from clamplib.models.variants import load_clamp3
 from clamplib.retrieval.similarity import normalize
 from clamplib.training.augment import hide_header, remove_instrument_info
@@ -119,7 +118,8 @@ def tune_rows(model, tunes: HeldOut, data: Path) -> list[dict]:
         other = mrr(encode_texts(model, tunes.captions(language)), abc)
         rows.append(row(f"{language} text to ABC, MRR", other, f"{other / english:.0%} of English"))
     raw = tunes.texts("raw")
-    hidden = [hide_header(canonical(score)) for score in tunes.texts("abc")]
+    form = model.geometry.make_patchilizer().form  # which reads notes by the header
+    hidden = [hide_header(form(score)) for score in tunes.texts("abc")]
     tfidf = tfidf_neighbors(data, tunes, captions)
     return rows + [
         row("text to raw ABC as found, MRR", mrr(text, encode_scores(model, raw))),
@@ -204,16 +204,18 @@ def is_right(facts: Facts, wanted: dict, groups: dict) -> bool:
 
 
 def zero_shot(model, pieces: HeldOut, music, field: str, classes, name: str, prompt_field: str = "") -> list[dict]:
-    """Returns the zero-shot accuracy over the pieces that belong to one of the classes.
-
-    A piece gets the class whose prompts have the nearest mean vector.
-    """
+    """Returns the zero-shot accuracy over the pieces that belong to one of the classes."""
     kept = [number for number, facts in enumerate(pieces.facts) if getattr(facts, field) in classes]
     truth = np.array([classes.index(getattr(pieces.facts[number], field)) for number in kept])
-    prototypes = [unit(encode_texts(model, prompts(prompt_field or field, value, "en"))).mean(0) for value in classes]
-    guesses = (unit(music[kept]) @ unit(np.array(prototypes)).T).argmax(1)
+    guesses = guess_classes(model, music[kept], prompt_field or field, classes)
     majority = np.bincount(truth).max() / len(truth)
     return [row(name, float((guesses == truth).mean()), f"{len(kept)} pieces; majority {majority:.2f}")]
+
+
+def guess_classes(model, music: np.ndarray, field: str, classes: Sequence[str]) -> np.ndarray:
+    """Returns the number of the class whose prompts have the nearest mean vector, for each row of music."""
+    prototypes = [unit(encode_texts(model, prompts(field, value, "en"))).mean(0) for value in classes]
+    return (unit(music) @ unit(np.array(prototypes)).T).argmax(1)
 
 
 def tfidf_neighbors(data: Path, tunes: HeldOut, captions: list[str]) -> float:

@@ -100,7 +100,8 @@ def to_midi(music: Music, programs: list[int], rng: random.Random) -> mido.MidiF
 def synthesized(music: Music, rng: random.Random) -> np.ndarray:
     """Returns the beginning of a piece in sounds that no sound font has: random harmonics, attacks and decays."""
     sound = np.zeros(round(RATE * (CLIP_SECONDS + 1)), dtype=np.float32)
-    for number, notes in enumerate(beginning(music, rng)):
+    parts = beginning(music, rng)  # once, since it draws the tempo
+    for number, notes in enumerate(parts):
         level = rng.uniform(0.2, 0.8) if number else 1.0
         timbre = Timbre(np.random.default_rng(rng.getrandbits(32)))
         for note in notes:
@@ -108,7 +109,7 @@ def synthesized(music: Music, rng: random.Random) -> np.ndarray:
             tone = level * timbre.tone(440 * 2 ** ((note.pitch - 69) / 12), min(note.end - note.onset, 4.0))
             room = sound[start : start + len(tone)]
             room += tone[: len(room)]
-    end = min(round(max(n.end for part in beginning(music, rng) for n in part) * RATE) + RATE // 2, len(sound))
+    end = min(round(max(note.end for part in parts for note in part) * RATE) + RATE // 2, len(sound))
     sound = sound[:end]
     return sound / max(np.abs(sound).max(), 1e-6)
 

@@ -27,7 +27,7 @@ from clamplib.formats.meter import UNIT, find_bars, has_beat, on_pulse, without_
 from clamplib.formats.notes import Music, Note, read_notes
 
 CANONICAL = "canonical"  # the name of the form in a variant's config.json
-FIRST_LINE = "N:canonical\n"  # marks a text in this form; it is no patch
+FIRST_LINE = "N:canonical\n"  # marks a text in this form, and is not read as a patch
 PITCHES = "CcDdEFfGgAaB"  # a small letter is a sharp
 SCALE = (0, 2, 4, 5, 7, 9, 11)
 MAJOR_TONICS = {sharps: 7 * sharps % 12 for sharps in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)}
@@ -203,7 +203,14 @@ def _in_beats(line: list[Note], rest: list[Note], tempos: list) -> tuple[list[No
     return kept, [Note(counts[n.onset], counts[n.onset] + n.end - n.onset, n.pitch) for n in rest]
 
 
-def _bar_starts(music: Music, onsets, pitches, bass, tonic: int, unit: float) -> list[float]:
+def _bar_starts(
+    music: Music,
+    onsets: list[float],
+    pitches: list[int],
+    bass: list[tuple[float, int]],
+    tonic: int,
+    unit: float,
+) -> list[float]:
     """Where the bars of MIDI begin: as several time signatures say, or where the notes suggest."""
     meters = {time: (beats, value) for time, beats, value in music.meters}
     if len(set(meters.values())) > 1:
@@ -304,7 +311,7 @@ def _melody_text(notes: dict[int, int]) -> str:
 
 
 def _fold(bars: list[tuple[int, str]], basses: dict[int, str]) -> list[str]:
-    """The bars, each after its bass, without phrases that repeat what stands before them."""
+    """Drops phrases that repeat the bars before them. Puts the bass of each bar before it."""
     texts = [text for _, text in bars]
     kept: list[int] = []
     place = 0

@@ -269,7 +269,7 @@ class _AbcReader:
 
 
 def read_mtf(text: str) -> Music:
-    """Reads MTF. Drums are left out, unless there is nothing else, and so are lines that are no messages."""
+    """Reads MTF. Lines that are not messages are left out. So are drums, unless there is nothing else."""
     first, *lines = text.split("\n")
     reader = _MtfReader()
     for line in lines:
