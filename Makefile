@@ -75,7 +75,7 @@ eval-mini: $(READY)  ## evaluates mini on held-out pieces, and on music from els
 
 leave-out: $(DATA)/m3.done  ## trains without a collection and judges by it: make leave-out COLLECTION=ryansMammoth
 	$(BIN)/python -m recipes.mini.leave_out $(DATA) $(COLLECTION)
-	$(TRAIN)_clamp3_symbolic.py --config $(RECIPE)/config.py $(WITHOUT)/settings.py
+	$(TRAIN)_clamp3_symbolic.py --config $(RECIPE)/config.py $(RECIPE)/stages/1_symbolic.py $(WITHOUT)/settings.py
 	$(BIN)/python code/export_clamp3.py $(WITHOUT)/variant --config $(RECIPE)/config.py $(WITHOUT)/settings.py
 	$(BIN)/python -m recipes.mini.elsewhere $(DATA) --collection $(COLLECTION) --variant $(WITHOUT)/variant
 

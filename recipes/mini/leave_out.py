@@ -3,7 +3,7 @@
     python -m recipes.mini.leave_out out/mini ryansMammoth
 
 Writes train.jsonl and settings.py for code/train_clamp3_symbolic.py into without/<collection>/ of the data. The
-training is a third as long as the first stage. `make leave-out COLLECTION=ryansMammoth` runs all of it.
+training is half as long as the first stage. `make leave-out COLLECTION=ryansMammoth` runs all of it.
 """
 
 import argparse
@@ -12,16 +12,12 @@ from pathlib import Path
 
 from recipes.mini.build import read_jsonl, write_jsonl
 
-SETTINGS = '''"""Stage 1 of mini without {collection}, for a third as long."""
+SETTINGS = '''"""Stage 1 of mini without {collection}, for half as long."""
 
 CLAMP3_TRAIN_JSONL = "train.jsonl"
 CLAMP3_WEIGHTS_PATH = "weights_clamp3.pth"
 CLAMP3_LOGS_PATH = "logs_clamp3.txt"
 CLAMP3_NUM_EPOCH = 8
-CLAMP3_LEARNING_RATE = 1e-3
-CLAMP3_WARMUP_STEPS = 150
-CLAMP3_BATCH_SIZE = 32  # in each of two processes
-PAIR_WEIGHT = 0.4
 '''
 
 

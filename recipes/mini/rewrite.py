@@ -13,7 +13,7 @@ STYLES = ("block", "oom-pah", "arpeggio", "drone")
 
 def performed(music: Music, rng: random.Random) -> Music:
     """Performs a piece as somebody might: with another touch, register, swing or timing, alone or accompanied."""
-    music = replace(music, parts=[list(part) for part in music.parts], bars=[], roots=[])
+    music = replace(music, parts=[list(part) for part in music.parts], bars=[], roots=[], marks=set())
     if len(music.parts) == 1 and rng.random() < ACCOMPANIED:
         accompany(music, rng)
     for share, change in ((0.15, swing), (0.15, move_octave), (0.25, loosen), (0.5, touch)):

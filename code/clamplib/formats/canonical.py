@@ -2,13 +2,15 @@
 
 A variant whose config.json says `"notes": "canonical"` reads symbolic music in this form alone, as `mini` does. It
 keeps the melody, the bass that goes with it, the meter and the key. What people and programs write differently is gone:
-ticks, velocities, programs, the ends of notes, ornaments, accompaniment, repeats that are played out, note values and
-the layout of bars.
+ticks, velocities, programs, the ends of notes, where ornaments stand, accompaniment, repeats that are played out, note
+values and the layout of bars.
 
     N:canonical
     M:6/8                       the meter, if the music states it
     L:1/8                       the melody's usual note, if the music has beats
     V:2                         the mean number of notes that sound together, if it is above 1
+    B:16                        the number of bars, without an upbeat
+    Z:bow grace slur            marks that the music was written with, if it is ABC and has any
     E m A,..|                   the bass at the beginning of the bar, where it changes
     E m E5..G5..B5..|           a bar: two characters for each step, a pitch or ..
 
@@ -89,11 +91,20 @@ def write(music: Music) -> str:
     if (voices := _voices(music.parts)) > 1:
         lines.append(f"V:{voices}\n")
     shift = (MAJOR_TONICS[sharps] + 5) % 12 - 5  # the nearest way to C
-    bars = _bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit)
+    bars = list(_bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit))
     basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit)
-    texts = [(number, _melody_text(notes)) for number, notes in bars]
+    texts = [_melody_text(notes) for _, notes in bars]
+    kept = _fold(texts)
+    upbeat = min(bars[kept[0]][1]) > 0
+    lines.append(f"B:{len({bars[place][0] for place in kept}) - upbeat}\n")
+    if music.marks:
+        lines.append(f"Z:{' '.join(sorted(music.marks))}\n")
     key = key_name(sharps, tonic)
-    return "".join(lines + [f"{key} {line}" for line in _fold(texts, basses)])
+    for place in kept:
+        if low := basses.pop(bars[place][0], ""):
+            lines.append(f"{key} {low}")
+        lines.append(f"{key} {texts[place]}")
+    return "".join(lines)
 
 
 # ------------------------------------------------------------------------------------ melody
@@ -310,9 +321,8 @@ def _melody_text(notes: dict[int, int]) -> str:
     return "".join(steps) + "|\n"
 
 
-def _fold(bars: list[tuple[int, str]], basses: dict[int, str]) -> list[str]:
-    """Drops phrases that repeat the bars before them. Puts the bass of each bar before it."""
-    texts = [text for _, text in bars]
+def _fold(texts: Sequence[str]) -> list[int]:
+    """Returns the places of the bars that are left without phrases that repeat the bars before them."""
     kept: list[int] = []
     place = 0
     while place < len(texts):
@@ -326,11 +336,4 @@ def _fold(bars: list[tuple[int, str]], basses: dict[int, str]) -> list[str]:
         else:
             kept.append(place)
             place += 1
-    result, said = [], set()
-    for number in kept:
-        bar, text = bars[number]
-        if bar in basses and bar not in said:
-            result.append(basses[bar])
-            said.add(bar)
-        result.append(text)
-    return result
+    return kept

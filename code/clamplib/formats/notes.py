@@ -35,6 +35,12 @@ TOKEN = re.compile(
     rf"|(?P<rest>[zx]){_named_length('rest')}|(?P<bars>Z\d{{0,3}})"
     r"|(?P<bar>[|\]:]{0,8}\|[|\]:]{0,8}|::|:\])|(?P<broken>[<>]+)|(?P<tie>-)|(?P<overlay>&)"
 )
+MARK = re.compile(
+    r'"[^"]{0,200}"|\[[A-Za-z]:[^\]]{0,200}\]'  # not in quoted words and in fields
+    r"|(?P<bow>[uv](?=\W{0,4}[A-Ga-g])|!(?:up|down)bow!)|(?P<staccato>\.(?=\W{0,3}[A-Ga-g])|!staccato!)"
+    r"|(?P<trill>T(?=\W{0,4}[A-Ga-g])|!trill!)|(?P<fermata>H(?=\W{0,4}[A-Ga-g])|!fermata!)|(?P<roll>~|!roll!)"
+    r"|(?P<grace>\{)|(?P<tuplet>\([2-9])|(?P<slur>\()|(?P<repeat>:\||\|:|::)|(?P<section>\|\|)|![^!]{0,50}!"
+)
 NOTE = re.compile(rf"(\^\^|__|[_^=])?([A-Ga-g])([,']*){_LENGTH}")
 ROOT = re.compile(r"([A-G])([#b]?)")
 ALTERS = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
@@ -61,6 +67,7 @@ class Music:
         key: (sharps of the signature, pitch class of the tonic) as stated, or None.
         roots: (onset, pitch class) of chord symbols.
         tempos: (onset, seconds of a quarter note) of each change of tempo in MIDI.
+        marks: the kinds of marks that ABC is written with (see MARK).
     """
 
     parts: list[list[Note]]
@@ -69,6 +76,7 @@ class Music:
     key: tuple[int, int] | None = None
     roots: list[tuple[float, int]] = field(default_factory=list)
     tempos: list[tuple[float, float]] = field(default_factory=list)
+    marks: set[str] = field(default_factory=set)
 
 
 def read_notes(text: str) -> Music:
@@ -132,6 +140,7 @@ class _AbcReader:
         self.key: tuple[int, int] | None = None
         self.signature: dict[str, int] = {}
         self.roots: list[tuple[float, int]] = []
+        self.marks: set[str] = set()
 
     def _voice(self, name: str) -> _Voice:
         return self.voices.setdefault(name, _Voice())
@@ -164,6 +173,7 @@ class _AbcReader:
             self.signature[letter.upper()] = ALTERS[sign]
 
     def read_line(self, line: str) -> None:
+        self.marks.update(mark.lastgroup for mark in MARK.finditer(line) if mark.lastgroup)
         if self.unit is None:
             _, beats, unit = self.meters[-1] if self.meters else (0, 4, 4)
             self.unit = 0.25 if beats / unit < 0.75 else 0.5
@@ -262,7 +272,7 @@ class _AbcReader:
     def music(self) -> Music:
         voices = [voice for voice in self.voices.values() if voice.notes]
         parts, bars = [voice.notes for voice in voices], [voice.bars for voice in voices]
-        return Music(parts, bars, self.meters, self.key, self.roots)
+        return Music(parts, bars, self.meters, self.key, self.roots, marks=self.marks)
 
 
 # ------------------------------------------------------------------------------------ MTF
