@@ -36,6 +36,7 @@ from recipes.mini.render import recorded
 CANDIDATES = 400
 CLIPS = 150
 FEWEST = 8  # pieces of a kind that is judged
+COMMON_KINDS = (*KINDS, "waltz", "polka", "clog", "quickstep")
 HANDS = ("found", "chords", "relaid", "abc2midi", "music21", "hand")
 RECORDINGS = ("fluidsynth", "room", "transcribed")
 
@@ -74,10 +75,11 @@ def elsewhere_rows(model, data: Path, collection: str | None = None) -> list[dic
     for hand, name in (("abc2midi", "abc2midi's MIDI"), ("hand", "MIDI by hand")):
         rows.append(row(f"{name} to ABC with chords, MRR", mrr(vectors[hand], vectors["chords"])))
     rows.append(row("ABC as found to ABC laid out anew, MRR", mrr(vectors["found"], vectors["relaid"])))
+    kinds = known_kinds(data, collection)
     facts = [facts_of(tune) for tune in tunes]
     for hand in ("found", "chords", "abc2midi", "music21", "hand"):
-        rows += kind_rows(model, facts, vectors[hand], f"kind of tune, {NAMES[hand]}")
-    return rows + recording_rows(model, tunes, written, vectors["chords"], folder)
+        rows += kind_rows(model, facts, vectors[hand], f"kind of tune, {NAMES[hand]}", kinds)
+    return rows + recording_rows(model, tunes, written, vectors["chords"], folder, kinds)
 
 
 NAMES = {
@@ -90,7 +92,9 @@ NAMES = {
 }
 
 
-def recording_rows(model, tunes: list[dict], written: list[dict], abc: np.ndarray, folder: Path) -> list[dict]:
+def recording_rows(
+    model, tunes: list[dict], written: list[dict], abc: np.ndarray, folder: Path, kinds: Sequence[str]
+) -> list[dict]:
     """Rows about recordings with accompaniment by a synthesizer and a sound font that training does not use."""
     order = sorted(range(len(tunes)), key=lambda number: random.Random(tunes[number]["id"]).random())[:CLIPS]
     chosen = [(tunes[number]["id"], written[number]["midi"]) for number in order]
@@ -106,7 +110,7 @@ def recording_rows(model, tunes: list[dict], written: list[dict], abc: np.ndarra
         audio = encode_audio(model, [np.array(heard[number][name], dtype=np.float32) for number in kept])
         note = f"{len(kept)} clips, {len(tunes)} tunes; chance {chance_mrr(len(tunes)):.3f}"
         rows.append(row(f"{label} to ABC, MRR", found_mrr(audio, abc, places), note))
-        rows += kind_rows(model, facts, audio, f"kind of tune, {label}")
+        rows += kind_rows(model, facts, audio, f"kind of tune, {label}", kinds)
     played = [number for number in kept if heard[number]["transcribed"]]
     if not played:  # basic-pitch is not installed
         return rows
@@ -114,7 +118,7 @@ def recording_rows(model, tunes: list[dict], written: list[dict], abc: np.ndarra
     where = np.array([order[number] for number in played])
     note = f"{len(played)} clips; transcribed by basic-pitch"
     rows.append(row("transcribed MIDI to ABC, MRR", found_mrr(notes, abc, where), note))
-    return rows + kind_rows(model, [facts_of(tunes[n]) for n in where], notes, "kind of tune, transcribed MIDI")
+    return rows + kind_rows(model, [facts_of(tunes[n]) for n in where], notes, "kind of tune, transcribed MIDI", kinds)
 
 
 def judged_tunes(data: Path, collection: str | None) -> list[dict]:
@@ -124,6 +128,13 @@ def judged_tunes(data: Path, collection: str | None) -> list[dict]:
     if collection:
         tunes = [each for each in tunes if each["id"].startswith(collection + "/")]
     return sorted(tunes, key=lambda each: random.Random(f"elsewhere {each['id']}").random())[:CANDIDATES]
+
+
+def known_kinds(data: Path, collection: str | None) -> list[str]:
+    """Returns the kinds of tune that a training without the collection can know."""
+    records = read_jsonl(data / "pieces.jsonl")
+    counts = Counter(each["facts"]["kind"] for each in records if not each["id"].startswith(f"{collection}/"))
+    return [kind for kind in COMMON_KINDS if counts[kind] >= FEWEST]
 
 
 def write_files(write: Callable, items: Sequence, label: str) -> dict[int, dict]:
@@ -192,10 +203,10 @@ def found_mrr(queries: np.ndarray, references: np.ndarray, right: np.ndarray) ->
     return float(np.mean(1 / (similarity >= own[:, None]).sum(1)))
 
 
-def kind_rows(model, facts: list, music: np.ndarray, name: str) -> list[dict]:
-    """Returns the zero-shot accuracy over the common kinds, the mean of the kinds, and over all pieces."""
+def kind_rows(model, facts: list, music: np.ndarray, name: str, kinds: Sequence[str]) -> list[dict]:
+    """Returns the mean zero-shot accuracy of those kinds that the pieces have often enough."""
     counts = Counter(each.kind for each in facts)
-    kinds = [kind for kind in (*KINDS, "waltz", "polka", "clog", "quickstep") if counts[kind] >= FEWEST]
+    kinds = [kind for kind in kinds if counts[kind] >= FEWEST]
     kept = [number for number, each in enumerate(facts) if each.kind in kinds]
     truth = np.array([kinds.index(facts[number].kind) for number in kept])
     if not kinds:
