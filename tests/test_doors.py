@@ -130,7 +130,7 @@ def test_abc_read_in_two_ways_is_not_compared(encoder, folder, tmp_path, golden)
     """A variant that wants ABC converted has another space than the same weights that take it as found."""
     loaded = load_clamp3("mini", weights_folder=tmp_path)
     for way in ("as found", "converted"):
-        geometry = loaded.geometry.from_dict({**loaded.geometry.to_dict(), "abc": way})
+        geometry = loaded.geometry.from_dict({**loaded.geometry.to_dict(), "abc": way, "notes": ""})
         save_variant(tmp_path / way, loaded.model, loaded.tokenizer, geometry)
         words = ["embed", folder / "wild.abc", tmp_path / f"{way} features", "--variant", tmp_path / way, "--no_cache"]
         assert cli.main(list(map(str, words))) == 0

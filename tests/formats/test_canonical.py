@@ -214,6 +214,7 @@ def test_a_performance_without_beats():
     [
         "",
         "K:C\nz4|",
+        "no music",
         "ticks_per_beat 480",
         "ticks_per_beat 480\nset_tempo 500000 0\nnote_off 10 0 60 0\nend_of_track 1",
     ],

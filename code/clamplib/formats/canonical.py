@@ -19,6 +19,7 @@ agree. Notes are written as if the signature had no sharps or flats. A step is h
 """
 
 import math
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,8 +27,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from clamplib.formats.meter import UNIT, find_bars, has_beat, on_pulse, without_drift
+from clamplib.formats.mtf import FIRST_WORD
 from clamplib.formats.notes import Music, Note, read_notes
 
+MUSIC = re.compile(r"(?m)^[A-Za-z]:|\|")  # a header line or a bar line; the words of a sentence hold notes too
 CANONICAL = "canonical"  # the name of the form in a variant's config.json
 FIRST_LINE = "N:canonical\n"  # marks a text in this form, and is not read as a patch
 PITCHES = "CcDdEFfGgAaB"  # a small letter is a sharp
@@ -52,8 +55,8 @@ LONGEST = 2.0  # quarter notes that a step counts as, at most
 
 
 def canonical(text: str) -> str:
-    """Writes ABC or MTF in the canonical form. A text in this form, and a text without notes, stay as they are."""
-    if text.startswith(FIRST_LINE):
+    """Writes ABC or MTF in the canonical form. A text in this form, and a text that is no music, stay as they are."""
+    if text.startswith(FIRST_LINE) or not (text.startswith(FIRST_WORD) or MUSIC.search(text)):
         return text
     music = read_notes(text)
     return write(music) if any(music.parts) else text
