@@ -13,7 +13,7 @@ from clamplib.formats.mtf import midi_to_mtf
 from clamplib.formats.notation import abc_to_xml, interleave, xml_to_abc
 from recipes.mini.corpus import CorpusPiece, read_musicxml
 
-LYRIC = re.compile(r"<lyric\b.*?</lyric>", re.DOTALL)
+LYRIC = re.compile(r"<lyric\b(?:[^>]*/>|.*?</lyric>)", re.DOTALL)
 FIELD = re.compile(r"[A-Za-z]:|%")
 LABEL_FIELDS = re.compile(r"(?m)^(?:[TRCOSNZBDFGAHQWwrsmNI]:|%).*\n?")
 QUOTED = re.compile(r'"([^"]*)"')
@@ -50,8 +50,11 @@ def convert(piece: CorpusPiece) -> Notes:
     xml = abc_to_xml(raw) if raw is not None else read_musicxml(piece.score)
     abc = interleave(xml_to_abc(xml.encode()))
     midi = to_midi(xml)
+    final_bass = _final_bass(midi)
+    if final_bass is None:
+        raise ValueError("expected notes in the MIDI that verovio makes of the piece, got none")
     key = re.search(r"(?m)^K:(.*)", abc)
-    return Notes(abc, raw, midi_to_mtf(midi), opening_steps(abc), key[1].strip() if key else "", _final_bass(midi))
+    return Notes(abc, raw, midi_to_mtf(midi), opening_steps(abc), key[1].strip() if key else "", final_bass)
 
 
 def without_labels(abc: str) -> str:

@@ -220,17 +220,16 @@ def guess_classes(model, music: np.ndarray, field: str, classes: Sequence[str]) 
 
 def tfidf_neighbors(data: Path, tunes: HeldOut, captions: list[str]) -> float:
     """Returns the MRR of a baseline that describes a held-out tune by the texts of its nearest training tunes."""
-    training = []
-    for line in read_jsonl(data / "train.jsonl"):
-        if "@" not in line["id"] and "raw/" in " ".join(line["filepaths"]):  # a tune in its own key
-            training.append(line)
-    notes = [(data / line["filepaths"][0]).read_text("utf-8") for line in training]
+    lines = {line["id"]: line for line in read_jsonl(data / "train.jsonl")}  # those of other keys have ids of their own
+    training = HeldOut(
+        [each for each in read_jsonl(data / "pieces.jsonl") if each["id"] in lines and is_tune(each)], data
+    )
     by_notes = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True, min_df=2)
-    known = by_notes.fit_transform(notes)
+    known = by_notes.fit_transform(training.texts("abc"))
     similarity = (by_notes.transform(tunes.texts("abc")) @ known.T).toarray()
     nearest = np.argsort(-similarity, axis=1)[:, :NEIGHBORS]
     by_words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"[\w/']+")
-    words = by_words.fit_transform([line["analysis"] for line in training])
+    words = by_words.fit_transform([lines[record["id"]]["analysis"] for record in training.records])
     described = np.stack([np.asarray(words[rows].mean(0))[0] for rows in nearest])
     return mrr(by_words.transform(captions).toarray(), described)
 

@@ -30,6 +30,7 @@ from recipes.mini.rewrite import chord_at
 FLUIDR3 = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
 PROGRAMS = (0, 10, 22, 24, 40, 65, 72, 105)  # General MIDI programs of the recordings' melodies
 CHORD_PROGRAMS = (0, 24, 21)
+ALL_SOUND_OFF = 120  # a controller of MIDI
 HEADER = re.compile(r"[A-Za-z+]:|%")
 KEY_FIELD = re.compile(r"(?m)^K: *([A-G][b#]?) *([A-Za-z]*).*$")
 LENGTH = re.compile(r"(?m)^L: *1/(\d+).*$")
@@ -203,9 +204,10 @@ def _with_programs(midi: mido.MidiFile, rng: random.Random) -> mido.MidiFile:
     longest = CLIP_SECONDS * 3 * midi.ticks_per_beat
     for track in midi.tracks:
         kept, now = mido.MidiTrack(), 0
+        channels = sorted({message.channel for message in track if message.type == "note_on"})
         kept += [
             mido.Message("program_change", channel=channel, program=programs.get(channel, rng.choice(CHORD_PROGRAMS)))
-            for channel in sorted({message.channel for message in track if message.type == "note_on"})
+            for channel in channels
         ]
         for message in track:
             now += message.time
@@ -213,6 +215,8 @@ def _with_programs(midi: mido.MidiFile, rng: random.Random) -> mido.MidiFile:
                 break
             if message.type != "program_change":
                 kept.append(message)
+        # fluidsynth never ends while a note sounds
+        kept += [mido.Message("control_change", channel=channel, control=ALL_SOUND_OFF) for channel in channels]
         copy.tracks.append(kept)
     return copy
 

@@ -16,7 +16,7 @@ from clamplib.formats.mtf import midi_to_mtf
 from clamplib.formats.notes import read_notes
 from clamplib.models.settings import load_settings
 from recipes.mini import build, hands, leave_out
-from recipes.mini.convert import Notes, convert, opening_steps, without_labels
+from recipes.mini.convert import Notes, convert, opening_steps, to_midi, without_labels
 from recipes.mini.corpus import KINDS, CorpusPiece, corpus_pieces, read_key, sung_language, with_key
 from recipes.mini.elsewhere import found_mrr
 from recipes.mini.evaluate import chance_mrr, equal_text_ceiling, is_right
@@ -225,3 +225,20 @@ def test_clips_are_ranked_among_all_tunes():
     tunes = np.eye(3)
     clips = np.array([[1, 0, 0], [0.9, 0.1, 0.5]])
     assert found_mrr(clips, tunes, np.array([0, 1])) == pytest.approx((1 + 1 / 3) / 2)
+
+
+@pytest.mark.parametrize("lyric", ["<lyric/>", '<lyric number="1" />', "<lyric><text>la</text></lyric>"])
+def test_midi_of_a_song_has_its_notes_and_no_lyrics(lyric):
+    """An empty lyric ends itself: what follows it is music."""
+    note = "<note><pitch><step>{}</step><octave>4</octave></pitch><duration>1</duration><type>quarter</type>{}</note>"
+    notes = "".join(note.format(step, words) for step, words in zip("CDEF", (lyric, "", LYRIC, ""), strict=True))
+    midi = to_midi(SONG.format(notes))
+    played = [message.note for message in midi if message.type == "note_on" and message.velocity]
+    assert played == [60, 62, 64, 65] and not any(message.type == "lyrics" for message in midi)
+
+
+LYRIC = "<lyric><syllabic>single</syllabic><text>la</text></lyric>"
+SONG = """<?xml version="1.0" encoding="UTF-8"?>
+<score-partwise><part-list><score-part id="P1"><part-name>Voice</part-name></score-part></part-list><part id="P1">
+<measure number="1"><attributes><divisions>1</divisions><time><beats>4</beats><beat-type>4</beat-type></time>
+<clef><sign>G</sign><line>2</line></clef></attributes>{}</measure></part></score-partwise>"""
