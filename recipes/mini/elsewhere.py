@@ -38,7 +38,6 @@ CLIPS = 150
 FEWEST = 8  # pieces of a kind that is judged
 COMMON_KINDS = (*KINDS, "waltz", "polka", "clog", "quickstep")
 HANDS = ("found", "chords", "relaid", "abc2midi", "music21", "hand")
-RECORDINGS = ("fluidsynth", "room", "transcribed")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,7 +73,7 @@ def elsewhere_rows(model, data: Path, collection: str | None = None) -> list[dic
             rows.append(row(f"ABC {NAMES[query]} to {name}, MRR", mrr(vectors[query], vectors[hand]), note))
     for hand, name in (("abc2midi", "abc2midi's MIDI"), ("hand", "MIDI by hand")):
         rows.append(row(f"{name} to ABC with chords, MRR", mrr(vectors[hand], vectors["chords"])))
-    rows.append(row("ABC as found to ABC laid out anew, MRR", mrr(vectors["found"], vectors["relaid"])))
+    rows.append(row("ABC as found to ABC in another layout, MRR", mrr(vectors["found"], vectors["relaid"])))
     kinds = known_kinds(data, collection)
     facts = [facts_of(tune) for tune in tunes]
     for hand in ("found", "chords", "abc2midi", "music21", "hand"):
@@ -85,7 +84,7 @@ def elsewhere_rows(model, data: Path, collection: str | None = None) -> list[dic
 NAMES = {
     "found": "ABC as found",
     "chords": "with chords",
-    "relaid": "laid out anew",
+    "relaid": "in another layout",
     "abc2midi": "abc2midi's MIDI",
     "music21": "music21's MIDI",
     "hand": "MIDI by hand",
@@ -207,10 +206,10 @@ def kind_rows(model, facts: list, music: np.ndarray, name: str, kinds: Sequence[
     """Returns the mean zero-shot accuracy of those kinds that the pieces have often enough."""
     counts = Counter(each.kind for each in facts)
     kinds = [kind for kind in kinds if counts[kind] >= FEWEST]
-    kept = [number for number, each in enumerate(facts) if each.kind in kinds]
-    truth = np.array([kinds.index(facts[number].kind) for number in kept])
     if not kinds:
         return []
+    kept = [number for number, each in enumerate(facts) if each.kind in kinds]
+    truth = np.array([kinds.index(facts[number].kind) for number in kept])
     guesses = guess_classes(model, music[kept], "kind", kinds)
     by_kind = [float((guesses[truth == number] == number).mean()) for number in range(len(kinds))]
     accuracy = float((guesses == truth).mean())

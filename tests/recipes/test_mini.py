@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ from recipes.mini import build, hands, leave_out
 from recipes.mini.convert import Notes, convert, opening_steps, to_midi, without_labels
 from recipes.mini.corpus import KINDS, CorpusPiece, corpus_pieces, read_key, sung_language, with_key
 from recipes.mini.elsewhere import found_mrr
-from recipes.mini.evaluate import chance_mrr, equal_text_ceiling, is_right
+from recipes.mini.evaluate import HeldOut, chance_mrr, equal_text_ceiling, is_right, tfidf_neighbors
 from recipes.mini.rewrite import transcribed
 from recipes.mini.texts import Facts
 
@@ -225,6 +226,31 @@ def test_clips_are_ranked_among_all_tunes():
     tunes = np.eye(3)
     clips = np.array([[1, 0, 0], [0.9, 0.1, 0.5]])
     assert found_mrr(clips, tunes, np.array([0, 1])) == pytest.approx((1 + 1 / 3) / 2)
+
+
+def test_the_baseline_describes_a_tune_by_its_nearest_training_tunes(tmp_path):
+    """The training tunes are those of train.jsonl, which has the canonical forms, not the ABC."""
+    lines, records = [], []
+    for number, notes in enumerate(("GABc dedB|", "EFGA BAGF|") * 6):
+        name, text = f"tunes/{number}", ("a reel in G", "an air in E minor")[number % 2]
+        lines.append({"id": name, "filepaths": [f"notes/0/{name}.abc"], "analysis": text})
+        records.append({"id": name, "files": {"": [f"abc/{name}.abc", f"raw/{name}.abc"]}, "facts": asdict(Facts())})
+        path = tmp_path / "abc" / f"{name}.abc"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"K:G\n{notes}{notes}\n", encoding="utf-8")
+    build.write_jsonl(tmp_path / "train.jsonl", lines)
+    build.write_jsonl(tmp_path / "pieces.jsonl", records)
+    judged = HeldOut(records[:2], tmp_path)
+    assert tfidf_neighbors(tmp_path, judged, ["an air in E minor", "a reel in G"]) == 0.5
+    assert tfidf_neighbors(tmp_path, judged, ["a reel in G", "an air in E minor"]) == 1
+
+
+def test_a_note_that_is_cut_off_ends():
+    """Otherwise fluidsynth renders forever."""
+    track = mido.MidiTrack([mido.Message("note_on", note=60), mido.Message("note_off", note=60, time=480 * 1000)])
+    cut = hands._with_programs(mido.MidiFile(ticks_per_beat=480, tracks=[track]), random.Random(1))
+    assert [message.type for message in cut.tracks[0]] == ["program_change", "note_on", "control_change"]
+    assert cut.tracks[0][-1].control == 120  # all sound off
 
 
 @pytest.mark.parametrize("lyric", ["<lyric/>", '<lyric number="1" />', "<lyric><text>la</text></lyric>"])

@@ -55,7 +55,7 @@ LONGEST = 2.0  # quarter notes that a step counts as, at most
 
 
 def canonical(text: str) -> str:
-    """Writes ABC or MTF in the canonical form. A text in this form, and a text that is no music, stay as they are."""
+    """Writes ABC or MTF in the canonical form. Text that has this form, or no music, is returned as it is."""
     if text.startswith(FIRST_LINE) or not (text.startswith(FIRST_WORD) or MUSIC.search(text)):
         return text
     music = read_notes(text)
@@ -97,13 +97,13 @@ def write(music: Music) -> str:
     bars = list(_bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit))
     basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit)
     texts = [_melody_text(notes) for _, notes in bars]
-    kept = _fold(texts)
-    upbeat = min(bars[kept[0]][1]) > 0
-    lines.append(f"B:{len({bars[place][0] for place in kept}) - upbeat}\n")
+    places = _fold(texts)
+    upbeat = min(bars[places[0]][1]) > 0
+    lines.append(f"B:{len({bars[place][0] for place in places}) - upbeat}\n")
     if music.marks:
         lines.append(f"Z:{' '.join(sorted(music.marks))}\n")
     key = key_name(sharps, tonic)
-    for place in kept:
+    for place in places:
         if low := basses.pop(bars[place][0], ""):
             lines.append(f"{key} {low}")
         lines.append(f"{key} {texts[place]}")

@@ -3,5 +3,5 @@
 CLAMP3_NUM_EPOCH = 16
 CLAMP3_LEARNING_RATE = 1e-3
 CLAMP3_WARMUP_STEPS = 150
-CLAMP3_BATCH_SIZE = 32  # in each of two processes; with batches of 128 the loss stays at chance
+CLAMP3_BATCH_SIZE = 32  # in each of two processes
 PAIR_WEIGHT = 0.4
