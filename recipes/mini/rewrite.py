@@ -8,6 +8,7 @@ from clamplib.formats.notes import Music, Note
 
 TRIADS = ((0, 4, 7), (2, 5, 9), (4, 7, 11), (5, 9, 0), (7, 11, 2), (9, 0, 4))  # of a major scale
 ACCOMPANIED = 0.5  # share of the performances of a single voice
+MISHEARD = 0.3  # share of the performances that are transcribed from sound
 STYLES = ("block", "oom-pah", "arpeggio", "drone")
 
 
@@ -26,9 +27,9 @@ def performed(music: Music, rng: random.Random) -> Music:
 def transcribed(music: Music, rng: random.Random) -> Music:
     """Performs a piece and writes down what was heard, as MIDI: sometimes with mistakes, without meter or key."""
     music = performed(music, rng)
-    if rng.random() < 0.2:
+    if rng.random() < MISHEARD:
         mishear(music, rng)
-        music.parts = [sorted(note for part in music.parts for note in part)]
+        return music
     if rng.random() < 0.3:
         music.key = None
     if rng.random() < 0.3:
@@ -115,23 +116,32 @@ def loosen(music: Music, rng: random.Random) -> None:
 
 
 def mishear(music: Music, rng: random.Random) -> None:
-    """Makes the mistakes of a transcription: notes are missing, doubled, or an octave off."""
+    """Makes the mistakes of a transcription of sound.
+
+    Notes are missing, in two pieces, in another octave or doubled by an overtone. All parts are one, the beats of the
+    file are not those of the music, and it has neither meter nor key.
+    """
     loosen(music, rng)
     share = rng.uniform(0.02, 0.12)
-    for number, part in enumerate(music.parts):
-        heard = []
-        for note in part:
-            fate = rng.random()
-            if fate < share and len(part) > 16:
-                continue
-            if fate < 1.3 * share:
-                note = note._replace(pitch=note.pitch + rng.choice((-12, 12)))
-            elif fate < 1.8 * share:
-                middle = (note.onset + note.end) / 2
-                heard.append(note._replace(end=middle))
-                note = note._replace(onset=middle)
-            heard.append(note)
-        music.parts[number] = heard
+    overtones = rng.uniform(0.0, 0.15)
+    speed = rng.uniform(0.6, 1.6) if rng.random() < 0.5 else 1.0
+    heard = []
+    for note in (note for part in music.parts for note in part):
+        fate = rng.random()
+        if fate < share and len(heard) > 16:
+            continue
+        note = Note(note.onset * speed, note.end * speed, note.pitch)
+        middle = (note.onset + note.end) / 2
+        if fate < 1.3 * share:
+            note = note._replace(pitch=note.pitch + rng.choice((-12, 12)))
+        elif fate < 1.8 * share:
+            heard.append(note._replace(end=middle))
+            note = note._replace(onset=middle)
+        if rng.random() < overtones:
+            heard.append(Note(note.onset, middle, note.pitch + 12))
+        heard.append(note)
+    music.parts = [sorted(heard)]
+    music.key, music.meters = None, []
 
 
 def touch(music: Music, rng: random.Random) -> None:

@@ -24,16 +24,16 @@ OUTPUT_LIMIT = 300_000  # bytes: less than a checkpoint
 # ------------------------------------------------------------------------------------ in this process
 
 
-def no_children():
-    """Whether no loader's worker is left. (Processes that read files are kept for later, see `processes`.)"""
-    left = [child.name for child in multiprocessing.active_children() if not child.name.startswith("LokyProcess")]
-    return left == []
+def workers_left():
+    """The names of the loaders' workers that are left. (Processes that read files are kept for later.)"""
+    names = [child.name for child in multiprocessing.active_children()]
+    return [name for name in names if not name.startswith("LokyProcess")]
 
 
 def test_a_loss_that_is_not_finite(run, make_config, capsys):
     assert run(M3, make_config(M3_LEARNING_RATE=1e30, M3_WARMUP_STEPS=0, NUM_WORKERS=2)) == 1
     assert "the loss is nan in epoch" in capsys.readouterr().err
-    assert no_children()
+    assert workers_left() == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -50,7 +50,7 @@ def test_a_file_that_breaks_after_the_training_has_begun(workers, run, make_conf
     error = capsys.readouterr().err
     assert f"error: {config.parent}/music/p3.npy: expected a .npy file of numbers" in error
     assert "Traceback" not in error
-    assert no_children()
+    assert workers_left() == []
 
 
 def test_a_bug_keeps_its_traceback(run, make_config, monkeypatch):
@@ -60,7 +60,7 @@ def test_a_bug_keeps_its_traceback(run, make_config, monkeypatch):
     monkeypatch.setattr(M3Objective, "evaluate", fail)
     with pytest.raises(TypeError, match="a bug"):
         run(M3, make_config(NUM_WORKERS=2))
-    assert no_children()
+    assert workers_left() == []
 
 
 class Items:
@@ -97,7 +97,7 @@ def test_workers_that_are_stuck_are_killed(monkeypatch):
     handler = signal.getsignal(signal.SIGCHLD)
     assert dataset.asked.wait(SECONDS)
     loader.close()
-    assert no_children()
+    assert workers_left() == []
     assert signal.getsignal(signal.SIGCHLD) == handler
 
 
@@ -106,7 +106,7 @@ def test_a_loader_that_was_closed_begins_again():
     for _ in range(2):
         assert sorted(index for batch in loader for _, index in batch) == list(range(8))
         loader.close()
-        assert no_children()
+        assert workers_left() == []
     loader.close()
 
 

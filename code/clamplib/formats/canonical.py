@@ -23,6 +23,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,9 +48,11 @@ TOGETHER = 0.06  # quarter notes between onsets of one chord
 HELD = 0.1  # quarter notes by which a note may overlap the next one of its line
 NEIGHBORS = 4  # notes on each side
 FAR_BELOW = 11  # semitones; so low a note among others belongs to the accompaniment
+DEFAULT_METER = (4, 4)
+GRID = 24  # steps of a quarter note on which written notes stand
 MAX_STEPS = 28  # of one patch
 MAX_BARS = 100_000
-PHRASES = (32, 16, 12, 8, 6, 4)  # bars that are compared for repeats
+PHRASES = (48, 40, 36, 32, 24, 20, 18, 16, 14, 12, 10, 9, 8, 7, 6, 5, 4)  # bars that are compared for repeats
 NEAR = 0.01  # quarter notes
 LONGEST = 2.0  # quarter notes that a step counts as, at most
 
@@ -68,6 +71,8 @@ def write(music: Music) -> str:
     line = top_line(music.parts[number])
     kept = set(line)
     rest = [note for place, part in enumerate(music.parts) for note in part if place != number or note not in kept]
+    if not music.bars and _has_default_meter(music, line):
+        music = replace(music, meters=[])
     has_beats = True
     if not music.bars and not has_beat(onsets := [note.onset for note in line]):
         corrected = without_drift(onsets)
@@ -190,6 +195,14 @@ def find_unit(onsets: Sequence[float]) -> float:
     steps = [min(b - a, LONGEST) for a, b in zip(onsets, onsets[1:], strict=False) if b - a > NEAR]
     mean = sum(step * math.log2(step) for step in steps) / sum(steps) if steps else -1.0
     return 2.0 ** min(max(math.floor(mean + 0.25), -4), 1)
+
+
+def _has_default_meter(music: Music, line: Sequence[Note]) -> bool:
+    """Tells whether the meter is what programs write that know none, as those that transcribe sound."""
+    if music.key is not None or [meter[1:] for meter in music.meters] != [DEFAULT_METER]:
+        return False
+    exact = sum(abs(note.onset * GRID - round(note.onset * GRID)) < NEAR * GRID for note in line)
+    return exact < 0.9 * len(line)  # notes that are written, not heard or played, stand on the grid
 
 
 def _at(onsets: Sequence[float], others: np.ndarray, notes: list[Note]) -> list[Note]:
@@ -326,17 +339,21 @@ def _melody_text(notes: dict[int, int]) -> str:
 
 def _fold(texts: Sequence[str]) -> list[int]:
     """Returns the places of the bars that are left without phrases that repeat the bars before them."""
-    kept: list[int] = []
+    places: list[int] = []
+    kept: list[str] = []
     place = 0
     while place < len(texts):
         for size in PHRASES:
-            phrase = texts[place : place + size]
-            if len(phrase) == size <= len(kept):
-                before = [texts[number] for number in kept[-size:]]
-                if sum(a != b for a, b in zip(before, phrase, strict=True)) <= size // 8:
-                    place += size
-                    break
+            if size > min(len(kept), len(texts) - place):
+                continue
+            if kept[-size] != texts[place] and kept[1 - size] != texts[place + 1]:
+                continue  # most phrases differ in both of their first bars, and need no other comparison
+            pairs = zip(kept[-size:], texts[place : place + size], strict=True)
+            if sum(a != b for a, b in pairs) <= size // 8:
+                place += size
+                break
         else:
-            kept.append(place)
+            places.append(place)
+            kept.append(texts[place])
             place += 1
-    return kept
+    return places

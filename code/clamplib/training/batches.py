@@ -180,6 +180,8 @@ class BatchLoader(DataLoader):
                 handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error for a killed worker
                 for worker in stuck:
                     worker.kill()
+                ending.join(ENDING_SECONDS)  # two threads that wait for one process take its end from each other
+                for worker in stuck:
                     worker.join()
                 signal.signal(signal.SIGCHLD, handler)
 
