@@ -37,7 +37,7 @@ CANDIDATES = 400
 CLIPS = 150
 FEWEST = 8  # pieces of a kind that is judged
 COMMON_KINDS = (*KINDS, "waltz", "polka", "clog", "quickstep")
-HANDS = ("found", "chords", "relaid", "abc2midi", "music21", "hand")
+HANDS = ("found", "chords", "relaid", "abc2midi", "music21", "verovio", "hand")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,14 +69,14 @@ def elsewhere_rows(model, data: Path, collection: str | None = None) -> list[dic
     note = f"{len(tunes)} tunes; chance {chance_mrr(len(tunes)):.3f}"
     rows = []
     for query in ("chords", "relaid"):
-        for hand, name in (("abc2midi", "abc2midi's MIDI"), ("music21", "music21's MIDI"), ("hand", "MIDI by hand")):
-            rows.append(row(f"ABC {NAMES[query]} to {name}, MRR", mrr(vectors[query], vectors[hand]), note))
-    for hand, name in (("abc2midi", "abc2midi's MIDI"), ("hand", "MIDI by hand")):
-        rows.append(row(f"{name} to ABC with chords, MRR", mrr(vectors[hand], vectors["chords"])))
+        for hand in ("abc2midi", "music21", "verovio", "hand"):
+            rows.append(row(f"ABC {NAMES[query]} to {NAMES[hand]}, MRR", mrr(vectors[query], vectors[hand]), note))
+    for hand in ("abc2midi", "hand"):
+        rows.append(row(f"{NAMES[hand]} to ABC with chords, MRR", mrr(vectors[hand], vectors["chords"])))
     rows.append(row("ABC as found to ABC in another layout, MRR", mrr(vectors["found"], vectors["relaid"])))
     kinds = known_kinds(data, collection)
     facts = [facts_of(tune) for tune in tunes]
-    for hand in ("found", "chords", "abc2midi", "music21", "hand"):
+    for hand in ("found", "chords", "abc2midi", "music21", "verovio", "hand"):
         rows += kind_rows(model, facts, vectors[hand], f"kind of tune, {NAMES[hand]}", kinds)
     return rows + recording_rows(model, tunes, written, vectors["chords"], folder, kinds)
 
@@ -87,7 +87,15 @@ NAMES = {
     "relaid": "in another layout",
     "abc2midi": "abc2midi's MIDI",
     "music21": "music21's MIDI",
+    "verovio": "verovio's MIDI",
     "hand": "MIDI by hand",
+}
+
+
+RECORDINGS = {
+    "fluidsynth": "recordings (fluidsynth, FluidR3, chords)",
+    "room": "the same in a room, muffled",
+    "tinysoundfont": "recordings (tinysoundfont, FluidR3, melody)",
 }
 
 
@@ -102,10 +110,9 @@ def recording_rows(
     facts = [facts_of(tunes[order[number]]) for number in kept]
     places = np.array([order[number] for number in kept])
     rows = []
-    for name, label in (
-        ("fluidsynth", "recordings (fluidsynth, FluidR3, chords)"),
-        ("room", "the same in a room, muffled"),
-    ):
+    for name, label in RECORDINGS.items():
+        if not heard[kept[0]][name]:  # tinysoundfont is not installed
+            continue
         audio = encode_audio(model, [np.array(heard[number][name], dtype=np.float32) for number in kept])
         note = f"{len(kept)} clips, {len(tunes)} tunes; chance {chance_mrr(len(tunes)):.3f}"
         rows.append(row(f"{label} to ABC, MRR", found_mrr(audio, abc, places), note))
@@ -161,6 +168,7 @@ def write_hands(record: dict, data: Path, folder: Path) -> dict[str, str]:
             "relaid": hands.relaid(chords, rng),
             "abc2midi": midi_to_mtf(played),
             "music21": midi_to_mtf(hands.by_music21(abc)),
+            "verovio": midi_to_mtf(hands.by_verovio(abc)),
             "hand": midi_to_mtf(hands.by_hand(abc, rng)),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,17 +179,24 @@ def write_hands(record: dict, data: Path, folder: Path) -> dict[str, str]:
 
 
 def write_recordings(item: tuple[str, str], folder: Path) -> dict:
-    """Returns the features of a recording, of the same in a room, and its transcription in MTF. They are kept."""
+    """Returns the features of a recording, of the same in a room and of the melody, and its transcription in MTF.
+
+    They are kept.
+    """
     import mido
 
     name, midi = item
     path = folder / f"{name}.recordings.json"
     if not path.exists():
         rng = random.Random(zlib.crc32(name.encode()))
-        sound = hands.by_fluidsynth(mido.MidiFile(midi), rng)
+        played = mido.MidiFile(midi)
+        sound = hands.by_fluidsynth(played, rng)
         texts = {
             "fluidsynth": features_of(sound).tolist(),
             "room": features_of(recorded(recorded(sound, rng), rng)).tolist(),
+            "tinysoundfont": features_of(hands.by_tinysoundfont(played, rng)).tolist()
+            if hands.has_tinysoundfont()
+            else [],
             "transcribed": midi_to_mtf(hands.by_basic_pitch(sound)) if hands.has_basic_pitch() else "",
         }
         path.write_text(json.dumps(texts), encoding="utf-8")

@@ -1,10 +1,12 @@
 """Pieces as other people and programs write them, to judge `mini` by. Training uses none of this.
 
-Two programs come from Debian's packages (abcmidi, fluidsynth and the sound font fluid-soundfont-gm), and basic-pitch
-from PyPI (`pip install basic-pitch`; without TensorFlow, `pip install --no-deps basic-pitch` and onnxruntime, mir_eval
-and resampy).
+Two programs come from Debian's packages (abcmidi, fluidsynth and the sound font fluid-soundfont-gm). Two libraries come
+from PyPI: tinysoundfont (`pip install --no-deps tinysoundfont`) and basic-pitch (`pip install basic-pitch`; without
+TensorFlow, `pip install --no-deps basic-pitch` and onnxruntime, mir_eval and resampy). Without them, their rows are
+left out.
 """
 
+import base64
 import io
 import random
 import re
@@ -13,6 +15,7 @@ import subprocess
 import tempfile
 import warnings
 from contextlib import redirect_stdout, suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -159,6 +162,16 @@ def by_music21(abc: str) -> mido.MidiFile:
     return mido.MidiFile(file=io.BytesIO(data))
 
 
+def by_verovio(abc: str) -> mido.MidiFile:
+    """Converts ABC with verovio, by way of MusicXML. Repeats are played out."""
+    import verovio
+
+    verovio.enableLog(verovio.LOG_OFF)
+    toolkit = verovio.toolkit()
+    toolkit.loadData(abc_to_xml(abc))
+    return mido.MidiFile(file=io.BytesIO(base64.b64decode(toolkit.renderToMIDI())))
+
+
 def by_hand(abc: str, rng: random.Random) -> mido.MidiFile:
     """Plays a tune on a keyboard: uneven timing, velocities and lengths, pedal, and no meter, key or tempo in the file.
 
@@ -195,6 +208,38 @@ def by_fluidsynth(midi: mido.MidiFile, rng: random.Random) -> np.ndarray:
         sound, rate = soundfile.read(target, dtype="float32", frames=CLIP_SECONDS * RATE)
     sound = sound.mean(1) if sound.ndim > 1 else sound
     return sound if rate == RATE else import_librosa().resample(sound, orig_sr=rate, target_sr=RATE)
+
+
+def has_tinysoundfont() -> bool:
+    """Tells whether tinysoundfont can play."""
+    return bool(find_spec("tinysoundfont"))
+
+
+def by_tinysoundfont(midi: mido.MidiFile, rng: random.Random) -> np.ndarray:
+    """Plays the first channel of MIDI with tinysoundfont. Returns half a minute of mono sound at 22,050 Hz."""
+    synth = _tinysoundfont()
+    synth.sounds_off()
+    synth.program_select(0, 0, 0, rng.choice(PROGRAMS))
+    sound, missing = [], CLIP_SECONDS * RATE
+    for message in midi:
+        samples = min(round(message.time * RATE), missing)
+        if samples:
+            sound.append(np.frombuffer(synth.generate(samples), dtype=np.float32).reshape(-1, 2).mean(1))
+        missing -= samples
+        if message.type == "note_on" and message.channel == 0 and message.velocity:
+            synth.noteon(0, message.note, message.velocity)
+        elif message.type in ("note_on", "note_off") and message.channel == 0:
+            synth.noteoff(0, message.note)
+    return np.concatenate(sound)
+
+
+@cache
+def _tinysoundfont():
+    import tinysoundfont
+
+    synth = tinysoundfont.Synth(gain=-6, samplerate=RATE)
+    synth.sfload(str(FLUIDR3))
+    return synth
 
 
 def _with_programs(midi: mido.MidiFile, rng: random.Random) -> mido.MidiFile:

@@ -185,6 +185,13 @@ def test_repeats_that_are_played_out_are_heard_once():
     assert len(bars(head + "GABc dedB|" * 3)) == 3  # a short phrase may be meant
 
 
+def test_repeats_from_the_beginning_are_heard_once():
+    """Some programs go back to the beginning of the tune at every repeat that does not say where it starts."""
+    a, b, c = "GABc dedB|A2cA eAcA|GABc d2ef|g2fe d2c2|", "b2ab gabg|f2ag fdef|g4 e4|d8|", "D8|E8|F4 G4|A4 B4|"
+    head = "M:4/4\nL:1/8\nK:G\n"
+    assert bars(head + a + a + b + a + b + c + a + b + c) == bars(head + a + b + c)
+
+
 def test_an_upbeat_stands_at_the_end_of_its_bar():
     assert bars(REEL)[:2] == ["........................G5|", "C6......E6..C6..G6..C6..E6..C6|"]
 
@@ -201,6 +208,18 @@ def test_time_that_is_lost_between_notes_does_not_matter():
     early = [Note(n.onset - 0.01 * number, n.end - 0.01 * number, n.pitch) for number, n in enumerate(part)]
     assert bars(to_mtf([early], ticks=960)) == bars(REEL)
     assert field(to_mtf([early], ticks=960, key="G"), "M") == "4/4"
+
+
+def test_the_meter_of_a_program_that_knows_none():
+    """Programs that transcribe sound write 4/4 and no key. In a file whose notes stand on its beats, it is meant."""
+    jig = "M:6/8\nL:1/8\nK:G\n" + "GAB dBG|c2e g2e|dBG AGE|D3 G3|g2e dBG|c2e gfe|dBG AFD|G3 G3|"
+    (part,) = read_notes(jig).parts
+    rng = random.Random(0)
+    heard = sorted(n._replace(onset=max(n.onset + rng.uniform(-0.03, 0.03), 0)) for n in part)
+    assert bars(to_mtf([heard])) == bars(to_mtf([heard], meter=None)) == bars(jig)
+    assert field(to_mtf([heard]), "M") is None
+    assert field(to_mtf([heard], key="G"), "M") == "4/4"
+    assert field(to_mtf([part]), "M") == "4/4"
 
 
 def test_a_performance_without_beats():

@@ -21,7 +21,7 @@ from recipes.mini.convert import Notes, convert, opening_steps, to_midi, without
 from recipes.mini.corpus import KINDS, CorpusPiece, corpus_pieces, read_key, sung_language, with_key
 from recipes.mini.elsewhere import found_mrr
 from recipes.mini.evaluate import HeldOut, chance_mrr, equal_text_ceiling, is_right, tfidf_neighbors
-from recipes.mini.rewrite import transcribed
+from recipes.mini.rewrite import mishear, transcribed
 from recipes.mini.texts import Facts
 
 TUNE = """X:7
@@ -181,9 +181,24 @@ def test_performances_are_of_the_same_piece():
     assert sum(count > 2 for count in shared) > 12
 
 
+def test_a_transcription_of_sound_has_neither_parts_nor_meter_nor_key():
+    music = read_notes(MUSIC)
+    count = len(music.parts[0])
+    music.parts.append([note._replace(pitch=note.pitch - 24) for note in music.parts[0]])
+    mishear(music, random.Random(3))
+    (part,) = music.parts
+    assert music.key is None and music.meters == []
+    assert part == sorted(part) and 1.7 * count < len(part) < 2.6 * count
+
+
 def test_chance_and_ceiling():
     assert chance_mrr(2) == pytest.approx(0.75)
     assert equal_text_ceiling(["a", "a", "b"]) == pytest.approx((0.75 + 0.75 + 1) / 3)
+
+
+def music_lines(text):
+    """The bars of the canonical form, without its header."""
+    return [line for line in canonical(text).splitlines() if line.endswith("|")]
 
 
 def test_hands_write_the_same_tune():
@@ -199,6 +214,7 @@ def test_hands_write_the_same_tune():
     played = midi_to_mtf(hands.by_hand(plain, random.Random(1)))
     pitches = [note.pitch for note in read_notes(played).parts[0]]
     assert sorted(pitches) == sorted(note.pitch for note in read_notes(plain).parts[0])
+    assert music_lines(midi_to_mtf(hands.by_verovio(plain)))[:4] == music_lines(plain)[:4]
 
 
 def test_a_sentence_is_judged_by_every_field_it_names():
