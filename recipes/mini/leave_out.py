@@ -3,7 +3,7 @@
     python -m recipes.mini.leave_out out/mini ryansMammoth
 
 Writes train.jsonl and settings.py for code/train_clamp3_symbolic.py into without/<collection>/ of the data. The
-training is half as long as the first stage. `make leave-out COLLECTION=ryansMammoth` runs all of it.
+training has 8 epochs. `make leave-out COLLECTION=ryansMammoth` runs all of it.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from recipes.mini.build import read_jsonl, write_jsonl
 
-SETTINGS = '''"""Stage 1 of mini without {collection}, for half as long."""
+SETTINGS = '''"""Stage 1 of mini without {collection}, in fewer epochs."""
 
 CLAMP3_TRAIN_JSONL = "train.jsonl"
 CLAMP3_WEIGHTS_PATH = "weights_clamp3.pth"
