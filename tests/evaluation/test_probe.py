@@ -82,12 +82,12 @@ def write(root, vectors):
 def test_at_least_logistic_regression_on_real_tunes(tunes, task):
     """On the tunes to evaluate on, where the probe's epoch is chosen, and on others that neither has seen.
 
-    Means over five splits; the difference of the two has a standard error of a bit less than a point on unseen tunes,
-    and a larger one on those to evaluate on, which are fewer. Two points are allowed.
+    Means over ten splits; the difference of the two on unseen tunes has a standard error of a bit less than a
+    point, and two of these are allowed.
     """
     linear_model = pytest.importorskip("sklearn.linear_model")
     scores = []
-    for seed in range(5):
+    for seed in range(10):
         rest, unseen = split(tunes[task], 1 / 3, seed)
         training, evaluation = split(rest, 0.2, seed)
         probe = train_probe(training, evaluation, ProbeSettings(), device=CPU)
@@ -96,7 +96,7 @@ def test_at_least_logistic_regression_on_real_tunes(tunes, task):
         scores.append([*ours, *(regression.score(part.vectors, part.labels) for part in (evaluation, unseen))])
     ours_seen, ours_unseen, their_seen, their_unseen = np.mean(scores, axis=0)
     print(f"{task}: probe {ours_seen:.3f} {ours_unseen:.3f}, logistic regression {their_seen:.3f} {their_unseen:.3f}")
-    assert ours_seen >= their_seen - 0.02
+    assert ours_seen >= their_seen - 0.01
     assert ours_unseen >= their_unseen - 0.02
 
 
