@@ -37,7 +37,20 @@ CANDIDATES = 400
 CLIPS = 150
 FEWEST = 8  # pieces of a kind that is judged
 COMMON_KINDS = (*KINDS, "waltz", "polka", "clog", "quickstep")
-HANDS = ("found", "chords", "relaid", "abc2midi", "music21", "verovio", "hand")
+HANDS = {
+    "found": "ABC as found",
+    "chords": "with chords",
+    "relaid": "in another layout",
+    "abc2midi": "abc2midi's MIDI",
+    "music21": "music21's MIDI",
+    "verovio": "verovio's MIDI",
+    "hand": "MIDI by hand",
+}
+RECORDINGS = {
+    "fluidsynth": "recordings (fluidsynth, FluidR3, chords)",
+    "room": "the same in a room, muffled",
+    "tinysoundfont": "recordings (tinysoundfont, FluidR3, melody)",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,33 +83,15 @@ def elsewhere_rows(model, data: Path, collection: str | None = None) -> list[dic
     rows = []
     for query in ("chords", "relaid"):
         for hand in ("abc2midi", "music21", "verovio", "hand"):
-            rows.append(row(f"ABC {NAMES[query]} to {NAMES[hand]}, MRR", mrr(vectors[query], vectors[hand]), note))
+            rows.append(row(f"ABC {HANDS[query]} to {HANDS[hand]}, MRR", mrr(vectors[query], vectors[hand]), note))
     for hand in ("abc2midi", "hand"):
-        rows.append(row(f"{NAMES[hand]} to ABC with chords, MRR", mrr(vectors[hand], vectors["chords"])))
+        rows.append(row(f"{HANDS[hand]} to ABC with chords, MRR", mrr(vectors[hand], vectors["chords"])))
     rows.append(row("ABC as found to ABC in another layout, MRR", mrr(vectors["found"], vectors["relaid"])))
     kinds = known_kinds(data, collection)
     facts = [facts_of(tune) for tune in tunes]
     for hand in ("found", "chords", "abc2midi", "music21", "verovio", "hand"):
-        rows += kind_rows(model, facts, vectors[hand], f"kind of tune, {NAMES[hand]}", kinds)
+        rows += kind_rows(model, facts, vectors[hand], f"kind of tune, {HANDS[hand]}", kinds)
     return rows + recording_rows(model, tunes, written, vectors["chords"], folder, kinds)
-
-
-NAMES = {
-    "found": "ABC as found",
-    "chords": "with chords",
-    "relaid": "in another layout",
-    "abc2midi": "abc2midi's MIDI",
-    "music21": "music21's MIDI",
-    "verovio": "verovio's MIDI",
-    "hand": "MIDI by hand",
-}
-
-
-RECORDINGS = {
-    "fluidsynth": "recordings (fluidsynth, FluidR3, chords)",
-    "room": "the same in a room, muffled",
-    "tinysoundfont": "recordings (tinysoundfont, FluidR3, melody)",
-}
 
 
 def recording_rows(
@@ -106,18 +101,17 @@ def recording_rows(
     order = sorted(range(len(tunes)), key=lambda number: random.Random(tunes[number]["id"]).random())[:CLIPS]
     chosen = [(tunes[number]["id"], written[number]["midi"]) for number in order]
     heard = write_files(partial(write_recordings, folder=folder), chosen, "recorded")
-    kept = sorted(heard)
-    facts = [facts_of(tunes[order[number]]) for number in kept]
-    places = np.array([order[number] for number in kept])
     rows = []
     for name, label in RECORDINGS.items():
-        if not heard[kept[0]][name]:  # tinysoundfont is not installed
+        kept = [number for number in sorted(heard) if heard[number][name]]
+        if not kept:  # tinysoundfont is not installed
             continue
         audio = encode_audio(model, [np.array(heard[number][name], dtype=np.float32) for number in kept])
+        where = np.array([order[number] for number in kept])
         note = f"{len(kept)} clips, {len(tunes)} tunes; chance {chance_mrr(len(tunes)):.3f}"
-        rows.append(row(f"{label} to ABC, MRR", found_mrr(audio, abc, places), note))
-        rows += kind_rows(model, facts, audio, f"kind of tune, {label}", kinds)
-    played = [number for number in kept if heard[number]["transcribed"]]
+        rows.append(row(f"{label} to ABC, MRR", found_mrr(audio, abc, where), note))
+        rows += kind_rows(model, [facts_of(tunes[n]) for n in where], audio, f"kind of tune, {label}", kinds)
+    played = [number for number in sorted(heard) if heard[number]["transcribed"]]
     if not played:  # basic-pitch is not installed
         return rows
     notes = encode_scores(model, [heard[number]["transcribed"] for number in played])
