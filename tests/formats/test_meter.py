@@ -1,11 +1,12 @@
 """Bars are found where a musician hears them."""
 
+import itertools
 import random
 
 import numpy as np
 import pytest
 
-from clamplib.formats.meter import _concentration, find_bars, has_beat, on_pulse
+from clamplib.formats.meter import NEW_START, _best_path, _concentration, find_bars, has_beat, on_pulse
 from clamplib.formats.notes import read_notes
 
 JIG = """M:6/8
@@ -31,6 +32,22 @@ def test_an_upbeat_and_the_meter_are_found(abc, meter, tonic, upbeat, bar):
     for stated in (meter, None):
         starts = find_bars(onsets, pitches, [], tonic, stated)
         assert starts == pytest.approx([upbeat - bar + bar * number for number in range(len(starts))], abs=0.01)
+
+
+@pytest.mark.parametrize("size", [1, 20, 80, 200])
+def test_the_best_path_is_that_of_all_paths(size):
+    """Also where no change pays, which is found without a search."""
+    rng = np.random.default_rng(size)
+    for _ in range(20):
+        scores = rng.normal(0, size, (3, 5))
+        best = max(itertools.product(range(3), repeat=5), key=lambda path: path_score(scores, path))
+        score, upbeats = _best_path(scores)
+        assert upbeats.tolist() == list(best) and score == pytest.approx(path_score(scores, best))
+
+
+def path_score(scores: np.ndarray, path: tuple[int, ...]) -> float:
+    changes = sum(a != b for a, b in itertools.pairwise(path))
+    return sum(scores[upbeat, note] for note, upbeat in enumerate(path)) + NEW_START * changes
 
 
 def test_bars_that_begin_with_the_chords_have_the_fewest_pitch_classes():

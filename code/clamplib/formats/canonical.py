@@ -9,6 +9,7 @@ values and the layout of bars.
     M:6/8                       the meter, if the music states it
     L:1/8                       the melody's usual note, if the music has beats
     V:2                         the mean number of notes that sound together, if it is above 1
+    P:4                         the number of voices or channels, if it is above 2
     B:16                        the number of bars, without an upbeat
     Z:bow grace slur            marks that the music was written with, if it is ABC and has any
     E m A,..|                   the bass at the beginning of the bar, where it changes
@@ -37,6 +38,7 @@ FIRST_LINE = "N:canonical\n"  # marks a text in this form, and is not read as a 
 PITCHES = "CcDdEFfGgAaB"  # a small letter is a sharp
 SCALE = (0, 2, 4, 5, 7, 9, 11)
 MAJOR_TONICS = {sharps: 7 * sharps % 12 for sharps in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)}
+SCALES = {sharps: [(tonic + degree) % 12 for degree in SCALE] for sharps, tonic in MAJOR_TONICS.items()}
 MODES = {0: " ", 9: "m", 2: "d", 7: "x", 4: "p", 5: "l", 11: "o"}  # by degree of the tonic, the likeliest first
 MINOR_MODES = "mdp"  # whose tonics are spelled as those of minor keys
 LIKELY = list(MODES)
@@ -53,6 +55,7 @@ GRID = 24  # steps of a quarter note on which written notes stand
 MAX_STEPS = 28  # of one patch
 MAX_BARS = 100_000
 PHRASES = (48, 40, 36, 32, 24, 20, 18, 16, 14, 12, 10, 9, 8, 7, 6, 5, 4)  # bars that are compared for repeats
+FIRST_PHRASE = [sum(size > longest for size in PHRASES) for longest in range(PHRASES[0])]  # that is no longer
 NEAR = 0.01  # quarter notes
 LONGEST = 2.0  # quarter notes that a step counts as, at most
 
@@ -68,9 +71,12 @@ def canonical(text: str) -> str:
 def write(music: Music) -> str:
     """Writes music with at least one note in the canonical form."""
     number = melody_part(music.parts)
-    line = top_line(music.parts[number])
-    kept = set(line)
-    rest = [note for place, part in enumerate(music.parts) for note in part if place != number or note not in kept]
+    melody = music.parts[number]
+    line = top_line(melody)
+    rest = [note for place, part in enumerate(music.parts) for note in part if place != number]
+    if len(line) < len(melody):
+        kept = set(line)
+        rest += [note for note in melody if note not in kept]
     if not music.bars and _has_default_meter(music, line):
         music = replace(music, meters=[])
     has_beats = True
@@ -96,8 +102,10 @@ def write(music: Music) -> str:
         lines.append("M:{}/{}\n".format(*music.meters[0][1:]))
     if has_beats:
         lines.append(f"L:1/{4 / unit:.0f}\n")
-    if (voices := _voices(music.parts)) > 1:
+    if rest and (voices := _voices(music.parts)) > 1:
         lines.append(f"V:{voices}\n")
+    if len(music.parts) > 2:
+        lines.append(f"P:{min(len(music.parts), 9)}\n")
     shift = (MAJOR_TONICS[sharps] + 5) % 12 - 5  # the nearest way to C
     bars = list(_bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit))
     basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit)
@@ -120,6 +128,8 @@ def write(music: Music) -> str:
 
 def melody_part(parts: Sequence[Sequence[Note]]) -> int:
     """Chooses the part that looks most like a melody: high, one note at a time, and there most of the time."""
+    if len(parts) == 1:
+        return 0
     counts = [len({note.onset for note in part}) for part in parts]
     most = max(counts)
     scores = []
@@ -131,6 +141,8 @@ def melody_part(parts: Sequence[Sequence[Note]]) -> int:
 
 def top_line(notes: Sequence[Note]) -> list[Note]:
     """Returns the highest notes, without those below a note that still sounds or far below their neighbors."""
+    if _follow(notes):
+        return list(notes)
     line: list[Note] = []
     for note in sorted(notes, key=lambda note: (note.onset, -note.pitch)):
         if line and note.onset - line[-1].onset < TOGETHER:
@@ -146,6 +158,16 @@ def top_line(notes: Sequence[Note]) -> list[Note]:
         if note.pitch > around[len(around) // 2] - FAR_BELOW:
             kept.append(note)
     return kept
+
+
+def _follow(notes: Sequence[Note]) -> bool:
+    """Tells whether every note begins after the one before it, so that they are a line already."""
+    start, end = -math.inf, -math.inf
+    for onset, until, _ in notes:
+        if onset <= end - HELD or onset - start < TOGETHER:
+            return False
+        start, end = onset, until
+    return True
 
 
 def _voices(parts: Sequence[Sequence[Note]]) -> int:
@@ -165,10 +187,12 @@ def find_key(onsets: Sequence[float], pitches: Sequence[int], stated: tuple[int,
     """Returns (sharps, pitch class of the tonic): as stated if the notes agree, or else as the notes suggest."""
     weights = [0.0] * 12
     for onset, after, pitch in zip(onsets, [*onsets[1:], onsets[-1] + 1], pitches, strict=True):
-        weights[pitch % 12] += min(max(after - onset, 0.01), 2.0)
+        length = after - onset
+        weights[pitch % 12] += 0.01 if length < 0.01 else 2.0 if length > 2.0 else length
+    total = sum(weights)
     fits = {}
-    for sharps, tonic in MAJOR_TONICS.items():
-        fits[sharps] = sum(weights[(tonic + degree) % 12] for degree in SCALE) / sum(weights)
+    for sharps, scale in SCALES.items():
+        fits[sharps] = sum([weights[pitch] for pitch in scale]) / total
     final = pitches[-1] % 12
 
     def rank(sharps: int) -> tuple:
@@ -287,14 +311,23 @@ def _bars(melody: list[tuple[float, int]], starts: list[float], unit: float) -> 
     """Yields the number of each bar that has notes, and its pitches by step; a long bar yields several parts."""
     step, part_steps = unit / 2, _part_steps(starts, unit)
     parts: dict[tuple[int, int], dict[int, int]] = {}
+    early = step / 2 - NEAR
     for onset, pitch in melody:
-        bar = max(bisect_right(starts, onset + step / 2 - NEAR) - 1, 0)
-        place = max(round((onset - starts[bar]) / step - NEAR), 0)
-        part = parts.setdefault((bar, min(place // part_steps, 99)), {})
-        place %= part_steps
+        bar = bisect_right(starts, onset + early) - 1
+        if bar < 0:
+            bar = 0
+        place = round((onset - starts[bar]) / step - NEAR)
+        number = 0
+        if not 0 <= place < part_steps:
+            place = max(place, 0)
+            number, place = min(place // part_steps, 99), place % part_steps
+        part = parts.get((bar, number))
+        if part is None:
+            part = parts[bar, number] = {}
         if place in part and place + 1 < part_steps:  # a note of a tuplet
             place += 1
-        part.setdefault(place, pitch)
+        if place not in part:
+            part[place] = pitch
     for bar, part in sorted(parts):
         yield bar, parts[bar, part]
 
@@ -310,6 +343,8 @@ def _part_steps(starts: list[float], unit: float) -> int:
 
 def _bass(notes: list[tuple[float, int]], starts: list[float], unit: float) -> dict[int, str]:
     """The text of the bass in each bar in which it changes: the lowest note of each half."""
+    if not notes:
+        return {}
     half = max(_part_steps(starts, unit) // 2, 1)
     lowest: dict[tuple[int, int], int] = {}
     for onset, pitch in notes:
@@ -330,10 +365,17 @@ def _bass(notes: list[tuple[float, int]], starts: list[float], unit: float) -> d
     return texts
 
 
+def _pitch_name(pitch: int) -> str:
+    return PITCHES[pitch % 12] + str(min(max(pitch // 12, 0), 9))
+
+
+PITCH_NAMES = {pitch: _pitch_name(pitch) for pitch in range(128)}
+
+
 def _melody_text(notes: dict[int, int]) -> str:
     steps = [".."] * (max(notes) + 1)
     for place, pitch in notes.items():
-        steps[place] = PITCHES[pitch % 12] + str(min(max(pitch // 12, 0), 9))
+        steps[place] = PITCH_NAMES[pitch] if pitch in PITCH_NAMES else _pitch_name(pitch)
     return "".join(steps) + "|\n"
 
 
@@ -343,9 +385,8 @@ def _fold(texts: Sequence[str]) -> list[int]:
     kept: list[str] = []
     place = 0
     while place < len(texts):
-        for size in PHRASES:
-            if size > min(len(kept), len(texts) - place):
-                continue
+        longest = min(len(kept), len(texts) - place)
+        for size in PHRASES if longest >= PHRASES[0] else PHRASES[FIRST_PHRASE[longest] :]:
             if kept[-size] != texts[place] and kept[1 - size] != texts[place + 1]:
                 continue  # most phrases differ in both of their first bars, and need no other comparison
             pairs = zip(kept[-size:], texts[place : place + size], strict=True)

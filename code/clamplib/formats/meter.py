@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 UNIT = 0.5  # quarter notes from one possible beginning to the next; what `find_bars` expects an eighth note to be
-TRIAD = (0, 4, 7)  # degrees of a major scale, in semitones
+IN_TRIAD = np.isin(np.arange(12), (0, 4, 7))  # by semitones above the tonic of a major key
 METERS = ((4, 4), (3, 4), (6, 8), (9, 8), (2, 4))
 BIAS = (0, -2, 2, 1, -3)  # how common each is
 TIME_IN_FIRST, TIME_ON_BEATS = 6, 14  # for the share of the time in notes that begin bars, and beats
@@ -61,7 +61,7 @@ def find_bars(
         if score / bars + bias > best:
             best = score / bars + bias
             starts = times - np.mod(times - upbeats * UNIT + NEAR, length) + NEAR
-    return sorted({round(float(start), 3) for start in starts})
+    return sorted({round(start, 3) for start in starts.tolist()})
 
 
 def _scores(
@@ -72,7 +72,8 @@ def _scores(
     length = 4 * beats / unit
     beat = 1.5 if beats % 3 == 0 and beats > 3 else 1.0
     upbeats = np.arange(min(max(1, round(length / UNIT)), MAX_UPBEATS))[:, None] * UNIT
-    durations = np.minimum(np.diff(onsets, append=onsets[-1] + 1), 4.0)
+    durations = np.ones(len(onsets))
+    durations[:-1] = np.minimum(np.diff(onsets), 4.0)
     before = np.concatenate(([0.0], durations[:-1]))
     longer = durations > before + NEAR
     place = np.mod(onsets - upbeats + NEAR, length) - NEAR
@@ -82,7 +83,7 @@ def _scores(
     bars = max((onsets[-1] - onsets[0]) / length, 1)
     scores = (TIME_IN_FIRST * first + TIME_ON_BEATS * on_beat) * durations * (bars / max(durations.sum(), NEAR))
     scores += (LONGER_FIRST * first + LONGER_HALF * half + LONGER_ON_BEAT * bars / len(onsets) * on_beat) * longer
-    scores += TRIAD_FIRST * first * np.isin((pitches - tonic) % 12, TRIAD)
+    scores += TRIAD_FIRST * first * IN_TRIAD[(pitches - tonic) % 12]
     scores += AFTER_LONG * first * (before > durations + NEAR)
     harmony = MELODIC_HARMONY * _concentration(onsets, pitches, durations, upbeats, length)
     if len(accompaniment):
@@ -111,6 +112,10 @@ def _concentration(
 
 def _best_path(scores: np.ndarray) -> tuple[float, np.ndarray]:
     """The best sum over the notes of [upbeats, notes], and the upbeat of each note in it. A change has its price."""
+    sums = scores.cumsum(1)
+    likely = int(sums[:, -1].argmax())
+    if _is_steady(sums - sums[likely]):
+        return float(sums[likely, -1]), np.full(scores.shape[1], likely)
     total = scores[:, 0].copy()
     came_from = np.zeros(scores.shape, dtype=int)
     own = np.arange(len(scores))
@@ -126,9 +131,23 @@ def _best_path(scores: np.ndarray) -> tuple[float, np.ndarray]:
     return float(total.max()), path
 
 
+def _is_steady(lead: np.ndarray) -> bool:
+    """Tells whether no change of the upbeat can be worth its price.
+
+    Args:
+        lead: [upbeats, notes], how much more the notes up to here speak for an upbeat than for the likeliest one.
+    """
+    lead = np.concatenate((np.zeros((len(lead), 1)), lead), axis=1)
+    at_first = lead.max()
+    at_last = (lead[:, -1:] - lead).max()
+    between = (lead - np.minimum.accumulate(lead, axis=1)).max()
+    return at_first + at_last <= -NEW_START and between <= -NEW_START
+
+
 def has_beat(onsets: Sequence[float]) -> bool:
     """Tells whether notes keep to the beats of a MIDI file or to parts of them, as those of a metronome do."""
-    return _steadiness(np.asarray(onsets, dtype=float)) >= STEADY
+    times = np.asarray(onsets, dtype=float)
+    return any(_steadiness(times, (count,)) >= STEADY for count in reversed(PARTS))
 
 
 def without_drift(onsets: Sequence[float]) -> np.ndarray | None:

@@ -6,10 +6,12 @@ Times are in quarter notes from the beginning. Each voice of ABC and each channe
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from clamplib.formats.mtf import FIRST_WORD
 
+HIGHEST = 127  # pitch of MIDI
 DRUMS = 9  # General MIDI's channel for drums
 SCALE = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}  # semitones above C
 FIFTHS = {"F": -1, "C": 0, "G": 1, "D": 2, "A": 3, "E": 4, "B": 5}  # sharps in the major key
@@ -41,7 +43,9 @@ MARK = re.compile(
     r"|(?P<trill>T(?=\W{0,4}[A-Ga-g])|!trill!)|(?P<fermata>H(?=\W{0,4}[A-Ga-g])|!fermata!)|(?P<roll>~|!roll!)"
     r"|(?P<grace>\{)|(?P<tuplet>\([2-9])|(?P<slur>\()|(?P<repeat>:\||\|:|::)|(?P<section>\|\|)|![^!]{0,50}!"
 )
+MARKED = re.compile(r"[uvTH.~!{(]|:\||\|:|::|\|\|")  # most lines have no mark, which this finds faster
 NOTE = re.compile(rf"(\^\^|__|[_^=])?([A-Ga-g])([,']*){_LENGTH}")
+CACHED = 12  # characters of a note: longer ones would let a file fill the memory
 ROOT = re.compile(r"([A-G])([#b]?)")
 ALTERS = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
 TICKS = re.compile(r"\S+ +(\d{1,5})")
@@ -118,6 +122,28 @@ def _times(times: str, slashes: str, divisor: str) -> float:
     return value
 
 
+class _Symbol(NamedTuple):
+    """A note of ABC without its length."""
+
+    alter: int | None  # of its accidental, in semitones
+    letter: str
+    place: str  # letter and octave, as `c'`: how far an accidental reaches
+    pitch: int  # MIDI's, without accidental and signature
+
+    @classmethod
+    def of(cls, accidental: str, letter: str, octave: str) -> "_Symbol":
+        name = letter.upper()
+        pitch = 60 + SCALE[name] + 12 * letter.islower() + 12 * (octave.count("'") - octave.count(","))
+        return cls(ALTERS[accidental] if accidental else None, name, letter + octave, pitch)
+
+
+@lru_cache(maxsize=4096)  # tunes have few different notes
+def _parse_note(text: str) -> tuple[_Symbol, float]:
+    """Returns a note such as `^c'3/2`, and how many units it is long."""
+    accidental, letter, octave, *length = NOTE.fullmatch(text).groups()
+    return _Symbol.of(accidental, letter, octave), _times(*length)
+
+
 class _Voice:
     def __init__(self):
         self.notes: list[Note] = []
@@ -173,15 +199,19 @@ class _AbcReader:
             self.signature[letter.upper()] = ALTERS[sign]
 
     def read_line(self, line: str) -> None:
-        self.marks.update(mark.lastgroup for mark in MARK.finditer(line) if mark.lastgroup)
+        if MARKED.search(line):
+            self.marks.update(mark.lastgroup for mark in MARK.finditer(line) if mark.lastgroup)
         if self.unit is None:
             _, beats, unit = self.meters[-1] if self.meters else (0, 4, 4)
             self.unit = 0.25 if beats / unit < 0.75 else 0.5
         for token in TOKEN.finditer(line):
             voice, kind = self.voice, token.lastgroup
-            if token["note"]:
-                self._add_notes([token.group("accidental", "letter", "octave")], self._length(token, "note"))
-            elif token["bar"]:
+            if kind == "note":
+                text = token[0]
+                parse = _parse_note if len(text) <= CACHED else _parse_note.__wrapped__
+                note, times = parse(text)
+                self._add_notes([note], self.unit * times)
+            elif kind == "bar":
                 self._end_bar(voice)
             elif token["rest"]:
                 self._advance(self._length(token, "rest"))
@@ -189,7 +219,7 @@ class _AbcReader:
                 notes = NOTE.findall(token["chord"])
                 if notes:
                     length = self._length(token, "chord") * _times(*notes[0][3:])
-                    self._add_notes([note[:3] for note in notes], length)
+                    self._add_notes([_Symbol.of(*note[:3]) for note in notes], length)
             elif token["quoted"]:
                 root = ROOT.match(token["quoted"])
                 if root and not voice.muted:
@@ -228,18 +258,20 @@ class _AbcReader:
         voice.now += length
         return length
 
-    def _add_notes(self, notes: list[tuple[str, str, str]], length: float) -> None:
+    def _add_notes(self, notes: list["_Symbol"], length: float) -> None:
         voice = self.voice
         if voice.muted:
             return
-        length = self._advance(length)
+        if voice.tuplet[0] or voice.factor != 1.0:
+            length = self._advance(length)
+        else:
+            voice.now += length
         onset = voice.now - length
-        for accidental, letter, octave in notes:
-            name = letter.upper()
-            if accidental:
-                voice.accidentals[letter + octave] = ALTERS[accidental]
-            alter = voice.accidentals.get(letter + octave, self.signature.get(name, 0))
-            pitch = 60 + SCALE[name] + alter + 12 * letter.islower() + 12 * (octave.count("'") - octave.count(","))
+        for symbol in notes:
+            if symbol.alter is not None:
+                voice.accidentals[symbol.place] = symbol.alter
+            alter = voice.accidentals.get(symbol.place)
+            pitch = symbol.pitch + (self.signature.get(symbol.letter, 0) if alter is None else alter)
             last = next((n for n in reversed(voice.notes[-8:]) if n.pitch == pitch), None) if voice.tied else None
             if last and abs(last.end - onset) < 1e-6:
                 voice.notes[voice.notes.index(last, -8 if len(voice.notes) > 8 else 0)] = last._replace(end=voice.now)
@@ -295,7 +327,7 @@ def read_mtf(text: str) -> Music:
 class _MtfReader:
     def __init__(self):
         self.now = 0  # ticks
-        self.sounding: dict[tuple[int, int], int] = {}
+        self.sounding: dict[tuple[int, int], int] = {}  # when a note began, by channel and pitch
         self.parts: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         self.meters: list[tuple[int, int, int]] = []
         self.tempos: list[tuple[int, int]] = []
@@ -304,10 +336,13 @@ class _MtfReader:
     def read_message(self, type_: str, words: list[str]) -> None:
         if type_ in ("note_on", "note_off"):
             self.now += abs(int(words[1]))
-            channel, note = int(words[2]), min(max(int(words[3]), 0), 127)
-            self._end(channel, note)
+            key = int(words[2]), int(words[3])
+            if not 0 <= key[1] <= HIGHEST:
+                key = key[0], min(max(key[1], 0), HIGHEST)
+            if key in self.sounding:
+                self._end(key)
             if type_ == "note_on" and words[4] != "0":
-                self.sounding[channel, note] = self.now
+                self.sounding[key] = self.now
         elif type_ in CHANNEL_TYPES:
             self.now += abs(int(words[1]))
         else:
@@ -319,14 +354,14 @@ class _MtfReader:
             elif type_ == "key_signature":
                 self.key = self.key or parse_key(words[1])
 
-    def _end(self, channel: int, note: int) -> None:
-        start = self.sounding.pop((channel, note), self.now)
+    def _end(self, key: tuple[int, int]) -> None:
+        start = self.sounding.pop(key)
         if self.now > start:
-            self.parts[channel].append((start, self.now, note))
+            self.parts[key[0]].append((start, self.now, key[1]))
 
     def music(self, ticks: int) -> Music:
-        for channel, note in list(self.sounding):
-            self._end(channel, note)
+        for key in list(self.sounding):
+            self._end(key)
         drums = self.parts.pop(DRUMS, [])
         parts = [notes for _, notes in sorted(self.parts.items())] or ([drums] if drums else [])
         return Music(

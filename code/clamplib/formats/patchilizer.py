@@ -17,6 +17,7 @@ from clamplib.formats.mtf import FIRST_WORD
 # The order matters: where several match, the first one is the bar line.
 BAR_LINES = ("|:", "::", ":|", "[|", "||", "|]", "|")
 _BAR_LINE = re.compile("(" + "|".join(map(re.escape, BAR_LINES)) + ")")
+UNIT = "L:1/8\n"  # the usual length of a note, which is left out
 _HEADER_LINE = re.compile(r"[A-Za-z]:|%%")
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
@@ -101,8 +102,11 @@ class M3Patchilizer:
 
     def split(self, item: str) -> list[str]:
         """Splits a piece into the texts of its patches, before they are cut to the patch size."""
-        item = self.form(item).removeprefix(FIRST_LINE)
-        lines = _LINE.findall(unidecode(item.replace("L:1/8\n", "")))
+        form = self.form(item)
+        if form is not item:  # has been written in the canonical form, in which a line is a patch
+            return [line for line in form.removeprefix(FIRST_LINE).splitlines(keepends=True) if line != UNIT]
+        item = item.removeprefix(FIRST_LINE)
+        lines = _LINE.findall(unidecode(item.replace(UNIT, "")))
         if lines and lines[0].split(" ")[0] == FIRST_WORD:
             return self._split_mtf(lines)
         texts = []
