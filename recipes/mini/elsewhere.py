@@ -30,7 +30,16 @@ from clamplib.models.variants import load_clamp3
 from recipes.mini import hands
 from recipes.mini.build import facts_of, read_jsonl
 from recipes.mini.corpus import KINDS
-from recipes.mini.evaluate import chance_mrr, guess_classes, is_tune, mrr, print_table, row, unit
+from recipes.mini.evaluate import (
+    chance_mrr,
+    free_sentence_rows,
+    guess_classes,
+    is_tune,
+    mrr,
+    print_table,
+    row,
+    unit,
+)
 from recipes.mini.render import recorded
 
 CANDIDATES = 400
@@ -49,6 +58,7 @@ HANDS = {
 RECORDINGS = {
     "fluidsynth": "recordings (fluidsynth, FluidR3, chords)",
     "room": "the same in a room, muffled",
+    "telephone": "the same over a telephone",
     "tinysoundfont": "recordings (tinysoundfont, FluidR3, melody)",
 }
 
@@ -91,6 +101,8 @@ def elsewhere_rows(model, data: Path, collection: str | None = None) -> list[dic
     facts = [facts_of(tune) for tune in tunes]
     for hand in ("found", "chords", "abc2midi", "music21", "verovio", "hand"):
         rows += kind_rows(model, facts, vectors[hand], f"kind of tune, {HANDS[hand]}", kinds)
+    for hand in ("chords", "abc2midi"):
+        rows += free_sentence_rows(model, vectors[hand], facts, HANDS[hand])
     return rows + recording_rows(model, tunes, written, vectors["chords"], folder, kinds)
 
 
@@ -173,7 +185,7 @@ def write_hands(record: dict, data: Path, folder: Path) -> dict[str, str]:
 
 
 def write_recordings(item: tuple[str, str], folder: Path) -> dict:
-    """Returns the features of a recording, of the same in a room and of the melody, and its transcription in MTF.
+    """Returns the features of recordings of a tune (see RECORDINGS), and the transcription of one in MTF.
 
     They are kept.
     """
@@ -188,6 +200,7 @@ def write_recordings(item: tuple[str, str], folder: Path) -> dict:
         texts = {
             "fluidsynth": features_of(sound).tolist(),
             "room": features_of(recorded(recorded(sound, rng), rng)).tolist(),
+            "telephone": features_of(hands.over_telephone(sound)).tolist(),
             "tinysoundfont": features_of(hands.by_tinysoundfont(played, rng)).tolist()
             if hands.has_tinysoundfont()
             else [],

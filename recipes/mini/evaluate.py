@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = tune_rows(model, own.where(is_tune), args.data)
     if len(own) < len(everything):
         rows += essen_rows(model, everything.where(is_tune))
-    rows += free_sentence_rows(model, own)
+    rows += free_sentence_rows(model, encode_scores(model, own.texts("abc")), own.facts)
     if len(scores):
         rows += score_rows(model, scores)
     rendered = clip_ids(args.data)
@@ -175,20 +175,22 @@ def audio_rows(model, clips: HeldOut) -> list[dict]:
     ]
 
 
-def free_sentence_rows(model, everything: HeldOut) -> list[dict]:
-    """Returns the precision at 10 of sentences that were written before any training, over all held-out pieces."""
+def free_sentence_rows(model, music: np.ndarray, facts: Sequence[Facts], name: str = "") -> list[dict]:
+    """Returns the precision at 10 of sentences that were written before any training, over pieces and their facts."""
     asked = json.loads(FREE_SENTENCES.read_text("utf-8"))
-    music = unit(encode_scores(model, everything.texts("abc")))
     queries = unit(encode_texts(model, [each["text"] for each in asked["sentences"]]))
     precisions, chances = [], []
-    for sentence, similarity in zip(asked["sentences"], queries @ music.T, strict=True):
-        right = np.array([is_right(facts, sentence["right"], asked["groups"]) for facts in everything.facts])
+    for sentence, similarity in zip(asked["sentences"], queries @ unit(music).T, strict=True):
+        right = np.array([is_right(each, sentence["right"], asked["groups"]) for each in facts])
+        if not right.any():
+            continue
         best = np.argsort(-similarity, kind="stable")[: min(10, right.sum())]
         precisions.append(right[best].mean())
         chances.append(right.mean())
         print(f"  {precisions[-1]:.2f} (chance {chances[-1]:.2f})  {sentence['text']}", file=sys.stderr)
-    note = f"over {len(everything)} held-out pieces; chance {np.mean(chances):.3f}"
-    return [row(f"{len(precisions)} free sentences, precision at 10", float(np.mean(precisions)), note)]
+    note = f"over {len(facts)} held-out pieces; chance {np.mean(chances):.3f}"
+    name = f"{len(precisions)} free sentences{name and ', '}{name}, precision at 10"
+    return [row(name, float(np.mean(precisions)), note)]
 
 
 def without_words(score: str) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import mido
 import numpy as np
+import scipy.signal
 import soundfile
 
 from clamplib.audio.spectral import RATE, import_librosa
@@ -34,6 +35,7 @@ FLUIDR3 = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
 PROGRAMS = (0, 10, 22, 24, 40, 65, 72, 105)  # General MIDI programs of the recordings' melodies
 CHORD_PROGRAMS = (0, 24, 21)
 ALL_SOUND_OFF = 120  # a controller of MIDI
+TELEPHONE_BAND = (300, 3400)  # Hz
 HEADER = re.compile(r"[A-Za-z+]:|%")
 KEY_FIELD = re.compile(r"(?m)^K: *([A-G][b#]?) *([A-Za-z]*).*$")
 LENGTH = re.compile(r"(?m)^L: *1/(\d+).*$")
@@ -208,6 +210,15 @@ def by_fluidsynth(midi: mido.MidiFile, rng: random.Random) -> np.ndarray:
         sound, rate = soundfile.read(target, dtype="float32", frames=CLIP_SECONDS * RATE)
     sound = sound.mean(1) if sound.ndim > 1 else sound
     return sound if rate == RATE else import_librosa().resample(sound, orig_sr=rate, target_sr=RATE)
+
+
+def over_telephone(sound: np.ndarray) -> np.ndarray:
+    """Returns sound as a telephone carries it: 300 to 3400 Hz, in 256 levels on mu-law's scale (ITU-T G.711)."""
+    band = scipy.signal.butter(4, TELEPHONE_BAND, "bandpass", fs=RATE, output="sos")
+    sound = scipy.signal.sosfilt(band, sound)
+    sound = sound / max(np.abs(sound).max(), 1e-6)
+    levels = np.round(np.sign(sound) * np.log1p(255 * np.abs(sound)) / np.log(256) * 127) / 127
+    return (np.sign(levels) * np.expm1(np.abs(levels) * np.log(256)) / 255).astype(np.float32)
 
 
 def has_tinysoundfont() -> bool:

@@ -1,5 +1,6 @@
 """Writes the notes of a piece as other people and programs would, for training."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,8 @@ from clamplib.formats.notes import Music, Note
 TRIADS = ((0, 4, 7), (2, 5, 9), (4, 7, 11), (5, 9, 0), (7, 11, 2), (9, 0, 4))  # of a major scale
 ACCOMPANIED = 0.5  # share of the performances of a single voice
 MISHEARD = 0.3  # share of the performances that are transcribed from sound
+EXCERPTS = 0.5  # share of these that end where half a minute of sound may
+EXCERPT_QUARTERS = (24, 72)  # length of the music without its repeats
 STYLES = ("block", "oom-pah", "arpeggio", "drone")
 
 
@@ -119,16 +122,17 @@ def mishear(music: Music, rng: random.Random) -> None:
     """Makes the mistakes of a transcription of sound.
 
     Notes are missing, in two pieces, in another octave or doubled by an overtone. All parts are one, the beats of the
-    file are not those of the music, and it has neither meter nor key.
+    file are not those of the music, and it has neither meter nor key. It may end before the music does.
     """
     loosen(music, rng)
+    end = rng.uniform(*EXCERPT_QUARTERS) if rng.random() < EXCERPTS else math.inf
     share = rng.uniform(0.02, 0.12)
     overtones = rng.uniform(0.0, 0.15)
     speed = rng.uniform(0.6, 1.6) if rng.random() < 0.5 else 1.0
     heard = []
     for note in (note for part in music.parts for note in part):
         fate = rng.random()
-        if fate < share and len(heard) > 16:
+        if note.onset > end or fate < share and len(heard) > 16:
             continue
         note = Note(note.onset * speed, note.end * speed, note.pitch)
         middle = (note.onset + note.end) / 2
