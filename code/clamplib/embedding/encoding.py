@@ -221,6 +221,8 @@ def length_batches(lengths: Sequence[int], space: int) -> Iterator[list[int]]:
 
 def _join(parts: list[np.ndarray], spans: list[Span], pooled: bool) -> np.ndarray:
     """A sequence's feature from its segments': vectors [D] if pooled, else padded states [L, H]."""
+    if pooled and len(spans) == 1:
+        return parts[0][None].copy()  # not a view, which would keep its batch
     if pooled:
         return np.average(parts, axis=0, weights=[span.new for span in spans])[None].astype(np.float32)
     lengths = [span.stop - span.start for span in spans]

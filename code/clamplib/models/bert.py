@@ -189,4 +189,7 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.dense(states)) + residual)
+        states = self.dense(states)
+        if self.training:  # else the call does nothing, but takes time, of which a single tune has little
+            states = self.dropout(states)
+        return self.LayerNorm(states + residual)
