@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from clamplib.app.demo import HELD_OUT
+from clamplib.audio.spectral import RATE
 from clamplib.formats.canonical import canonical, write
 from clamplib.formats.mtf import midi_to_mtf
 from clamplib.formats.notes import Music, read_notes
@@ -228,6 +229,15 @@ def test_hands_write_the_same_tune():
     pitches = [note.pitch for note in read_notes(played).parts[0]]
     assert sorted(pitches) == sorted(note.pitch for note in read_notes(plain).parts[0])
     assert music_lines(midi_to_mtf(hands.by_verovio(plain)))[:4] == music_lines(plain)[:4]
+
+
+def test_a_telephone_carries_its_band_in_few_levels():
+    time = np.arange(RATE) / RATE
+    sound = sum(np.sin(2 * np.pi * frequency * time) for frequency in (100, 1000, 6000))
+    heard = hands.over_telephone(sound)
+    low, middle, high = np.abs(np.fft.rfft(heard))[[100, 1000, 6000]] / (RATE / 2)
+    assert middle > 0.8 and low < 0.05 and high < 0.05
+    assert len(np.unique(heard)) <= 255
 
 
 def test_a_sentence_is_judged_by_every_field_it_names():
