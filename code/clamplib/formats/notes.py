@@ -43,7 +43,6 @@ MARK = re.compile(
     r"|(?P<trill>T(?=\W{0,4}[A-Ga-g])|!trill!)|(?P<fermata>H(?=\W{0,4}[A-Ga-g])|!fermata!)|(?P<roll>~|!roll!)"
     r"|(?P<grace>\{)|(?P<tuplet>\([2-9])|(?P<slur>\()|(?P<repeat>:\||\|:|::)|(?P<section>\|\|)|![^!]{0,50}!"
 )
-MARKED = re.compile(r"[uvTH.~!{(]|:\||\|:|::|\|\|")  # most lines have no mark, which this finds faster
 NOTE = re.compile(rf"(\^\^|__|[_^=])?([A-Ga-g])([,']*){_LENGTH}")
 CACHED = 12  # characters of a note: longer ones would let a file fill the memory
 ROOT = re.compile(r"([A-G])([#b]?)")
@@ -199,8 +198,7 @@ class _AbcReader:
             self.signature[letter.upper()] = ALTERS[sign]
 
     def read_line(self, line: str) -> None:
-        if MARKED.search(line):
-            self.marks.update(mark.lastgroup for mark in MARK.finditer(line) if mark.lastgroup)
+        self.marks.update(mark.lastgroup for mark in MARK.finditer(line) if mark.lastgroup)
         if self.unit is None:
             _, beats, unit = self.meters[-1] if self.meters else (0, 4, 4)
             self.unit = 0.25 if beats / unit < 0.75 else 0.5
