@@ -110,7 +110,7 @@ def recording_rows(
     model, tunes: list[dict], written: list[dict], abc: np.ndarray, folder: Path, kinds: Sequence[str]
 ) -> list[dict]:
     """Rows about recordings with accompaniment by a synthesizer and a sound font that training does not use."""
-    order = sorted(range(len(tunes)), key=lambda number: random.Random(tunes[number]["id"]).random())[:CLIPS]
+    order = drawn_clips(tunes, kinds)
     chosen = [(tunes[number]["id"], written[number]["midi"]) for number in order]
     heard = write_files(partial(write_recordings, folder=folder), chosen, "recorded")
     rows = []
@@ -131,6 +131,19 @@ def recording_rows(
     note = f"{len(played)} clips; transcribed by basic-pitch"
     rows.append(row("transcribed MIDI to ABC, MRR", found_mrr(notes, abc, where), note))
     return rows + kind_rows(model, [facts_of(tunes[n]) for n in where], notes, "kind of tune, transcribed MIDI", kinds)
+
+
+def drawn_clips(tunes: list[dict], kinds: Sequence[str]) -> list[int]:
+    """Returns the numbers of the tunes to record: 150 in a fixed random order, then more until every kind has eight."""
+    order = sorted(range(len(tunes)), key=lambda number: random.Random(tunes[number]["id"]).random())
+    counts: Counter[str] = Counter()
+    rare = []
+    for number in order:
+        kind = tunes[number]["facts"]["kind"]
+        counts[kind] += 1
+        if kind in kinds and counts[kind] <= FEWEST:
+            rare.append(number)
+    return list(dict.fromkeys(order[:CLIPS] + rare))
 
 
 def judged_tunes(data: Path, collection: str | None) -> list[dict]:

@@ -20,7 +20,7 @@ from clamplib.models.settings import load_settings
 from recipes.mini import build, hands, leave_out
 from recipes.mini.convert import Notes, convert, opening_steps, to_midi, without_labels
 from recipes.mini.corpus import KINDS, CorpusPiece, corpus_pieces, read_key, sung_language, with_key
-from recipes.mini.elsewhere import found_mrr
+from recipes.mini.elsewhere import drawn_clips, found_mrr
 from recipes.mini.evaluate import HeldOut, chance_mrr, equal_text_ceiling, is_right, tfidf_neighbors
 from recipes.mini.rewrite import mishear, transcribed
 from recipes.mini.texts import Facts
@@ -259,6 +259,14 @@ def test_a_collection_is_left_out(tmp_path, capsys):
     assert Path(settings.CLAMP3_TRAIN_JSONL) == tmp_path / "without/b/train.jsonl"
     assert leave_out.main([str(tmp_path), "c"]) == 1
     assert "no pieces of c" in capsys.readouterr().out
+
+
+def test_every_kind_has_enough_clips():
+    tunes = [{"id": str(number), "facts": {"kind": "march" if number % 40 == 0 else "jig"}} for number in range(400)]
+    drawn = drawn_clips(tunes, ["jig", "march", "reel"])
+    assert len(drawn) == len(set(drawn)) and 150 < len(drawn) < 158
+    assert sum(number % 40 == 0 for number in drawn) == 8
+    assert drawn[:150] == drawn_clips(tunes, [])
 
 
 def test_clips_are_ranked_among_all_tunes():
