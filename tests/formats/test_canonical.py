@@ -113,14 +113,6 @@ def test_marks_of_abc_are_named(abc, marks):
     assert field("M:4/4\nL:1/8\nK:G\n" + abc, "Z") == marks
 
 
-@pytest.mark.parametrize("voices, count", [(1, None), (2, None), (4, "4"), (12, "9")])
-def test_the_number_of_voices_is_named_from_three(voices, count):
-    line = read_notes(REEL).parts[0]
-    parts = [[note._replace(pitch=note.pitch - number) for note in line] for number in range(voices)]
-    abc = "M:4/4\nL:1/8\n" + "".join(f"V:{number}\nGABc defg|\n" for number in range(voices))
-    assert field(to_mtf(parts[:9]), "P") == field(abc, "P") == count
-
-
 @pytest.mark.parametrize("upbeat", ["", "D2|"])
 def test_the_number_of_bars_is_without_upbeat_and_repeats(upbeat):
     eight = "G2BG dGBG|A2cA eAcA|G2BG dGBd|cAFA G2B2|g2dg bgdg|f2ag fdef|gfed cBAG|FDEF G2D2|"

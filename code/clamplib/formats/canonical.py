@@ -9,7 +9,6 @@ values and the layout of bars.
     M:6/8                       the meter, if the music states it
     L:1/8                       the melody's usual note, if the music has beats
     V:2                         the mean number of notes that sound together, if it is above 1
-    P:4                         the number of voices or channels, if it is above 2
     B:16                        the number of bars, without an upbeat
     Z:bow grace slur            marks that the music was written with, if it is ABC and has any
     E m A,..|                   the bass at the beginning of the bar, where it changes
@@ -104,8 +103,6 @@ def write(music: Music) -> str:
         lines.append(f"L:1/{4 / unit:.0f}\n")
     if rest and (voices := _voices(music.parts)) > 1:
         lines.append(f"V:{voices}\n")
-    if len(music.parts) > 2:
-        lines.append(f"P:{min(len(music.parts), 9)}\n")
     shift = (MAJOR_TONICS[sharps] + 5) % 12 - 5  # the nearest way to C
     bars = list(_bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit))
     basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit)
