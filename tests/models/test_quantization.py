@@ -17,6 +17,14 @@ def test_a_layer_is_close_to_its_float_one():
         assert (one - other).norm() < 0.02 * other.norm()
 
 
+def test_the_largest_numbers_are_not_cut():
+    """Without VNNI, a CPU adds two products in 16 bits. Weights of 127 exceed them, and were wrong by all they were."""
+    linear = nn.Linear(96, 64)
+    nn.init.constant_(linear.weight, 0.5)
+    inputs = torch.ones(4, 96)
+    torch.testing.assert_close(Int8Linear(linear)(inputs), linear(inputs))
+
+
 def test_zeros_give_the_bias():
     linear = nn.Linear(8, 4)
     nn.init.zeros_(linear.weight)

@@ -5,6 +5,7 @@ of its own. The rest of the model stays in float32. This is for encoding: nothin
 """
 
 import copy
+import platform
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from clamplib.models.bert import Layer
 
 LARGEST = 127  # of int8; -128 is not used, so that the scale has no offset
+LARGEST_OF_SUMS = 64  # of weights, where a CPU adds two products of 8 bits in 16 bits, and cuts what exceeds them
 
 
 class Int8Linear(nn.Module):
@@ -20,7 +22,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         weight = linear.weight.detach()
-        self.scales = (weight.abs().amax(1) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+        self.scales = (weight.abs().amax(1) / largest_weight()).clamp_min(torch.finfo(torch.float32).tiny)
         rounded = (weight / self.scales[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
         self.offsets = torch.zeros(len(weight), dtype=torch.int64)
@@ -39,6 +41,12 @@ class Int8Linear(nn.Module):
             *("none", [], ""),  # no function after it
         )
         return output.mul_(scales).add_(self.bias).unflatten(0, inputs.shape[:-1])
+
+
+def largest_weight() -> int:
+    """Returns what the largest weight of an output is rounded to, so that this CPU's products are exact."""
+    sums = platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_vnni_supported()
+    return LARGEST_OF_SUMS if sums else LARGEST
 
 
 def quantize(model: nn.Module) -> nn.Module:
