@@ -67,7 +67,8 @@ $(DATA)/2_audio.done: $(DATA)/1_symbolic.done $(DATA)/recordings.done
 	$(TRAIN)_clamp3_audio.py --config $(RECIPE)/config.py $(RECIPE)/stages/2_audio.py
 	touch $@
 
-eval-mini: $(DATA)/notes.done  ## evaluates mini on held-out pieces, and elsewhere: make eval-mini [OPENSCORE=folder]
+eval-mini: $(READY)  ## evaluates mini on held-out pieces, and on music from elsewhere: make eval-mini [OPENSCORE=folder]
+	$(BIN)/python -m recipes.mini.build $(DATA) $(SOURCES)
 	$(BIN)/python -m recipes.mini.build_audio $(DATA) --held_out
 	$(BIN)/python -m recipes.mini.evaluate $(DATA) --variant $(if $(ESSEN),$(DATA)/variant,mini)
 	$(BIN)/python -m recipes.mini.elsewhere $(DATA) --variant $(if $(ESSEN),$(DATA)/variant,mini)

@@ -54,7 +54,8 @@ GRID = 24  # steps of a quarter note on which written notes stand
 MAX_STEPS = 28  # of one patch
 MAX_BARS = 100_000
 PHRASES = (48, 40, 36, 32, 24, 20, 18, 16, 14, 12, 10, 9, 8, 7, 6, 5, 4)  # bars that are compared for repeats
-FIRST_PHRASE = [sum(size > longest for size in PHRASES) for longest in range(PHRASES[0])]  # that is no longer
+# by a number of bars, the place in PHRASES of the longest phrase that has no more
+FIRST_PHRASE = [sum(size > bars for size in PHRASES) for bars in range(PHRASES[0] + 1)]
 NEAR = 0.01  # quarter notes
 LONGEST = 2.0  # quarter notes that a step counts as, at most
 
@@ -382,8 +383,8 @@ def _fold(texts: Sequence[str]) -> list[int]:
     kept: list[str] = []
     place = 0
     while place < len(texts):
-        longest = min(len(kept), len(texts) - place)
-        for size in PHRASES if longest >= PHRASES[0] else PHRASES[FIRST_PHRASE[longest] :]:
+        longest = min(len(kept), len(texts) - place, PHRASES[0])
+        for size in PHRASES[FIRST_PHRASE[longest] :]:
             if kept[-size] != texts[place] and kept[1 - size] != texts[place + 1]:
                 continue  # most phrases differ in both of their first bars, and need no other comparison
             pairs = zip(kept[-size:], texts[place : place + size], strict=True)
