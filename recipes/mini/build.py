@@ -7,7 +7,7 @@ The output folder holds:
     abc/, raw/, mtf/      interleaved ABC, tunes as found, MTF; each in train/ and held_out/
     notes/                training pieces in the canonical form (see forms): 0/ as written, 1/ as the MIDI has it or as
                           played, and so on; `@G` after a name is the tonic of a copy in another key
-    train.jsonl           training pieces as the training scripts read them
+    train.jsonl           training pieces as the training scripts read them; written last, so what is there is whole
     eval.jsonl            evaluation pieces, likewise
     heldout.jsonl         held-out pieces with their facts
     held_out_tunes.csv    the tunes among the held-out pieces, for `clamp3 demo`
@@ -53,7 +53,7 @@ OTHER_KEYS = 2  # copies of a piece in other keys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build the folder. Pieces that an earlier run converted are reused."""
+    """Build the folder, as far as an earlier run has not. Without its train.jsonl, forms and texts are written anew."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path, help="folder for the data, for example out/mini")
     parser.add_argument("--openscore", type=Path, help="folder of OpenScore scores with index.tsv")
@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         made_of = sources.read_text("utf-8")
         print(f"error: {args.output} was made from other sources ({made_of}): remove it or name the same sources")
         return 1
-    write_split(read_jsonl(index), args.output)
+    if not (args.output / "train.jsonl").exists():
+        write_split(read_jsonl(index), args.output)
     return 0
 
 
@@ -123,19 +124,19 @@ def bucket(opening: str) -> int:
 
 
 def write_split(records: list[dict], output: Path) -> None:
-    """Writes train.jsonl, eval.jsonl, heldout.jsonl, held_out_tunes.csv and the initial text encoder."""
+    """Writes eval.jsonl, heldout.jsonl, held_out_tunes.csv, the initial text encoder, the forms and train.jsonl."""
     held_out = [record for record in records if bucket(record["opening"]) in HELD_OUT]
     titles = {_plain_title(record) for record in held_out} - {""}
     rest = [r for r in records if bucket(r["opening"]) not in HELD_OUT and _plain_title(r) not in titles]
     evaluation = [r for r in rest if bucket(r["opening"]) in EVALUATION and _files(r, "abc")]
     training = [r for r in rest if bucket(r["opening"]) not in EVALUATION]
     lines = in_order(partial(training_lines, data=output), training)
-    write_jsonl(output / "train.jsonl", lines)
     write_jsonl(output / "eval.jsonl", map(evaluation_line, evaluation))
     write_jsonl(output / "heldout.jsonl", held_out)
     write_tune_table([record for record in held_out if _files(record, "raw")], output / "held_out_tunes.csv")
     if not (output / "text_model").exists():  # an existing one may belong to a trained model
         make_text_model(output / "text_model", (text for line in lines for text in _texts(line)))
+    write_jsonl(output / "train.jsonl", lines)
     counts = Counter((r["facts"]["collection"] or r["id"].split("/")[0]) for r in held_out)
     print(f"{len(training)} pieces to train on ({len(lines)} lines), {len(evaluation)} to evaluate, ", end="")
     print(f"{len(held_out)} held out: " + ", ".join(f"{name} {n}" for name, n in counts.most_common()))

@@ -24,6 +24,14 @@ def test_the_own_device_can_compute():
     assert torch.ones(2, device=distributed.own_device()).sum().item() == 2
 
 
+def test_a_process_without_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match="a GPU for each process, got process 2 of a machine with 1"):
+        distributed.own_device()
+
+
 def ask_the_others(rank, store, results):
     """One process of two: its answers, and its rank after it has left."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

@@ -39,6 +39,7 @@ K:D
 w: la la la
 """
 CONFIG = Path(__file__).parents[2] / "code/config.py"
+RECIPE = Path(__file__).parents[2] / "recipes/mini"
 MUSIC = "M:4/4\nL:1/8\nK:Ddor\nD2FA dAFA|G2EC EGcE|D2FA dAfd|ecAG F2D2|d2fd adfd|c2ec gcec|A2FA dAFA|GECE D4|\n"
 MUSIC_AS_MTF = "ticks_per_beat 2\nnote_on 0 0 62 90\nnote_on 2 0 62 0\nnote_on 0 0 65 90\nnote_on 2 0 65 0"
 UP = str.maketrans("cdefgaA", "defgabB")  # the notes of the tune
@@ -259,6 +260,26 @@ def test_a_collection_is_left_out(tmp_path, capsys):
     assert Path(settings.CLAMP3_TRAIN_JSONL) == tmp_path / "without/b/train.jsonl"
     assert leave_out.main([str(tmp_path), "c"]) == 1
     assert "no pieces of c" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["1_symbolic", "2_audio"])
+def test_processes_share_a_batch_of_the_same_size(stage, monkeypatch):
+    sizes = set()
+    for processes in (1, 2):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        settings = load_settings(RECIPE / "config.py", RECIPE / f"stages/{stage}.py", config=CONFIG)
+        sizes.add((processes * settings.CLAMP3_BATCH_SIZE, processes * settings.M3_BATCH_SIZE))
+    assert len(sizes) == 1
+
+
+def test_a_folder_that_is_finished_is_kept(tmp_path):
+    (tmp_path / "sources.json").write_text('{"openscore": false, "openewld": false, "essen": false}')
+    for name in ("pieces", "train"):
+        (tmp_path / f"{name}.jsonl").write_text("")
+    before = sorted(tmp_path.iterdir())
+    assert build.main([str(tmp_path)]) == 0
+    assert sorted(tmp_path.iterdir()) == before
+    assert build.main([str(tmp_path), "--essen"]) == 1
 
 
 def test_every_kind_has_enough_clips():

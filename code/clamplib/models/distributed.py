@@ -26,11 +26,16 @@ def own_device() -> "torch.device":
     """Returns the device of this process: CUDA, or else the GPU of Apple, or else the CPU.
 
     Of several processes on a machine, each takes the CUDA device of its number.
+
+    Raises:
+        ValueError: the machine has fewer CUDA devices than processes.
     """
     import torch
 
     if torch.cuda.is_available():
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        local_rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local_rank >= count:
+            raise ValueError(f"expected a GPU for each process, got process {local_rank + 1} of a machine with {count}")
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
