@@ -38,6 +38,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clamplib.command import positive
+from clamplib.files import atomic_path
 from clamplib.jobs import Report, run_jobs
 from clamplib.training.pieces import text_lines
 from recipes.mini.convert import Notes, convert, count_bars
@@ -234,7 +235,7 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def write_jsonl(path: Path, lines: Iterable[dict]) -> None:
-    with path.open("w", encoding="utf-8") as out:
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
         for line in lines:
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
 

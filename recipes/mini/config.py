@@ -9,7 +9,9 @@ import os
 
 import torch
 
-processes = int(os.environ.get("WORLD_SIZE", 1))  # that share a batch
+from clamplib.models import distributed
+
+processes = distributed.world_size()  # that share a batch
 SEED = 7
 NUM_WORKERS = min(8, max(1, os.cpu_count() // processes - 1))  # in each process
 DROPOUT = 0.0  # the model is small for its data, and faster without it

@@ -16,6 +16,7 @@ from clamplib.audio.spectral import RATE
 from clamplib.formats.canonical import canonical, write
 from clamplib.formats.mtf import midi_to_mtf
 from clamplib.formats.notes import Music, read_notes
+from clamplib.models import distributed
 from clamplib.models.settings import load_settings
 from recipes.mini import build, hands, leave_out
 from recipes.mini.convert import Notes, convert, opening_steps, to_midi, without_labels
@@ -266,7 +267,7 @@ def test_a_collection_is_left_out(tmp_path, capsys):
 def test_processes_share_a_batch_of_the_same_size(stage, monkeypatch):
     sizes = set()
     for processes in (1, 2):
-        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        monkeypatch.setattr(distributed, "world_size", lambda count=processes: count)
         settings = load_settings(RECIPE / "config.py", RECIPE / f"stages/{stage}.py", config=CONFIG)
         sizes.add((processes * settings.CLAMP3_BATCH_SIZE, processes * settings.M3_BATCH_SIZE))
     assert len(sizes) == 1
