@@ -1,5 +1,6 @@
 """The initial text encoder of `mini`: a small XLM-R with its own tokenizer, without weights."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig
 
 VOCABULARY, HIDDEN, LAYERS, MAX_TOKENS = 6000, 192, 3, 64
+RARE = 0.1  # the scores of characters that the trainer keeps only to cover the texts lie so close to the lowest
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
@@ -45,6 +47,8 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         vocab_size=VOCABULARY, special_tokens=list(SPECIAL), unk_token="<unk>", show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
+    tokenizer.model = models.Unigram(_repeatable(vocabulary), unk_id=SPECIAL.index("<unk>"))
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
@@ -62,3 +66,18 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         mask_token="<mask>",
         model_max_length=MAX_TOKENS,
     )
+
+
+def _repeatable(vocabulary: list[list]) -> list[tuple[str, float]]:
+    """The tokens and their scores (log probabilities), as every training on the same texts gives them.
+
+    The trainer sums in another order each time. It also scores the characters that it keeps only to cover the texts in
+    a random order. Here they all have the lowest score.
+    """
+    tokens = vocabulary[len(SPECIAL) :]
+    lowest = min(score for _, score in tokens)
+    scores = {}
+    for token, score in tokens:
+        rare = len(token) == 1 and score < lowest + RARE
+        scores[token] = round(lowest if rare else score, 6)
+    return [(token, 0.0) for token in SPECIAL] + sorted(scores.items(), key=lambda item: (-item[1], item[0]))

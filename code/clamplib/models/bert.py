@@ -56,7 +56,8 @@ class Model(nn.Module):
 class Bert(Model):
     """BERT or XLM-R without a head.
 
-    The weights of the pooler are not used. They are here because the published files hold them.
+    The weights of the pooler are not used. They are here because the published files hold them. Training on a CPU
+    computes nothing at padding: its states are then zeros.
 
     Args:
         config: of an encoder that `configs.is_bert`; one of transformers is taken too.
@@ -106,14 +107,19 @@ class Bert(Model):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected either input_ids or inputs_embeds")
         states = self.embeddings(input_ids, inputs_embeds)
+        packing = None
         if attention_mask is not None:
-            attention_mask = attention_mask.bool()[:, None, None]
+            attention_mask = attention_mask.bool()
+            if self.training and states.device.type == "cpu":  # which computes token by token; a GPU would have to wait
+                packing = Packing(attention_mask)
+                states = packing.pack(states)
+            attention_mask = attention_mask[:, None, None]
         for layer in self.encoder.layer:
             if self.gradient_checkpointing and self.training:
-                states = checkpoint(layer, states, attention_mask, use_reentrant=False)
+                states = checkpoint(layer, states, attention_mask, packing, use_reentrant=False)
             else:
-                states = layer(states, attention_mask)
-        return EncoderOutput(states)
+                states = layer(states, attention_mask, packing)
+        return EncoderOutput(packing.unpack(states) if packing else states)
 
 
 class Embeddings(nn.Module):
@@ -143,6 +149,28 @@ class Embeddings(nn.Module):
         return self.dropout(self.LayerNorm(vectors + (positions + self.token_type_embeddings.weight[0])))
 
 
+class Packing:
+    """Where the data of padded items lies. All layers but attention compute each token by itself, without padding.
+
+    Args:
+        mask: true at data [B, L].
+    """
+
+    def __init__(self, mask: torch.Tensor):
+        self.shape = mask.shape
+        self.places = mask.flatten().nonzero().squeeze(1)
+
+    def pack(self, states: torch.Tensor) -> torch.Tensor:
+        """Takes the N states at data [N, H] from those of padded items [B, L, H]."""
+        return states.flatten(0, 1).index_select(0, self.places)
+
+    def unpack(self, states: torch.Tensor) -> torch.Tensor:
+        """Puts states [N, H] where they were, among zeros [B, L, H]."""
+        size = states.shape[1]
+        zeros = states.new_zeros(self.shape.numel(), size)
+        return zeros.index_copy(0, self.places, states).view(*self.shape, size)
+
+
 class Layer(nn.Module):
     """Attention and a feed-forward network, each of which is added to its input and normalized."""
 
@@ -152,8 +180,10 @@ class Layer(nn.Module):
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = Residual(config.intermediate_size, config)
 
-    def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        states = self.attention(states, mask)
+    def forward(
+        self, states: torch.Tensor, mask: torch.Tensor | None, packing: Packing | None = None
+    ) -> torch.Tensor:
+        states = self.attention(states, mask, packing)
         return self.output(F.gelu(self.intermediate.dense(states)), states)
 
 
@@ -168,15 +198,21 @@ class Attention(nn.Module):
         self.self = nn.ModuleDict({name: nn.Linear(size, size) for name in ("query", "key", "value")})
         self.output = Residual(size, config)
 
-    def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        heads = [linear(states).unflatten(2, (self.heads, -1)).transpose(1, 2) for linear in self.self.values()]
+    def forward(
+        self, states: torch.Tensor, mask: torch.Tensor | None, packing: Packing | None = None
+    ) -> torch.Tensor:
+        projected = [linear(states) for linear in self.self.values()]
+        if packing:
+            projected = [packing.unpack(vectors) for vectors in projected]
+        heads = [vectors.unflatten(2, (self.heads, -1)).transpose(1, 2) for vectors in projected]
         dropout = self.dropout.p if self.training else 0.0
-        short = self.training and states.device.type == "cpu" and states.shape[1] <= SHORT
+        short = self.training and states.device.type == "cpu" and projected[0].shape[1] <= SHORT
         with sdpa_kernel(SDPBackend.MATH) if short else nullcontext():
             mixed = F.scaled_dot_product_attention(
                 *heads, attn_mask=mask, dropout_p=dropout
             )  # [B, heads, L, H / heads]
-        return self.output(mixed.transpose(1, 2).flatten(2), states)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return self.output(packing.pack(mixed) if packing else mixed, states)
 
 
 class Residual(nn.Module):
