@@ -69,6 +69,34 @@ def test_states_and_gradients_of_vectors_are_those_of_transformers(both):
     assert not {name for name in gradients[1].keys() - gradients[0].keys() if "pooler" not in name}
 
 
+def test_training_without_padding_gives_the_same_states_and_gradients(both):
+    ours, _ = both
+    for module in ours.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    words, mask = words_and_mask()
+    places = mask.bool().flip(0)  # the first item has one word
+    found = []
+    for training in (False, True):
+        ours.train(training)
+        ours.zero_grad()
+        states = ours(words, places)[0]
+        states[places].square().sum().backward()
+        found.append((states.detach(), {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}))
+    (padded, padded_gradients), (packed, packed_gradients) = found
+    torch.testing.assert_close(packed[places], padded[places], atol=2e-6, rtol=1e-5)
+    assert not packed[~places].any()
+    assert packed_gradients.keys() == padded_gradients.keys()
+    for name, gradient in packed_gradients.items():
+        torch.testing.assert_close(gradient, padded_gradients[name], atol=1e-4, rtol=1e-4)
+
+
+def test_a_mask_of_ones_is_no_mask(both):
+    ours, _ = both
+    words, mask = words_and_mask()
+    assert torch.equal(ours(words, torch.ones_like(mask))[0], ours(words)[0])
+
+
 @pytest.mark.parametrize("mask_type", [torch.bool, torch.int32, torch.float32])
 def test_masks_of_any_type_and_padding_on_the_left(mask_type, both):
     ours, theirs = both

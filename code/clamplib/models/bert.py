@@ -107,19 +107,30 @@ class Bert(Model):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected either input_ids or inputs_embeds")
         states = self.embeddings(input_ids, inputs_embeds)
-        packing = None
-        if attention_mask is not None:
-            attention_mask = attention_mask.bool()
-            if self.training and states.device.type == "cpu":  # which computes token by token; a GPU would have to wait
-                packing = Packing(attention_mask)
-                states = packing.pack(states)
-            attention_mask = attention_mask[:, None, None]
+        mask, packing = self._mask(attention_mask)
+        if packing:
+            states = packing.pack(states)
         for layer in self.encoder.layer:
             if self.gradient_checkpointing and self.training:
-                states = checkpoint(layer, states, attention_mask, packing, use_reentrant=False)
+                states = checkpoint(layer, states, mask, packing, use_reentrant=False)
             else:
-                states = layer(states, attention_mask, packing)
+                states = layer(states, mask, packing)
         return EncoderOutput(packing.unpack(states) if packing else states)
+
+    def _mask(self, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor | None, "Packing | None"]:
+        """The mask that attention takes, and what takes the padding out of the states.
+
+        Both are None where nothing is padded. Only a CPU looks: a GPU would have to wait for the answer, and a compiled
+        graph cannot depend on it.
+        """
+        if attention_mask is None:
+            return None, None
+        mask, packing = attention_mask.bool(), None
+        if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+            if mask.all():
+                return None, None
+            packing = Packing(mask) if self.training else None
+        return mask[:, None, None], packing
 
 
 class Embeddings(nn.Module):
