@@ -8,11 +8,11 @@ RECIPE := recipes/mini
 COLLECTION := ryansMammoth
 WITHOUT = $(DATA)/without/$(COLLECTION)
 SEED := 1
-PROCESSES := $(or $(filter-out 0,$(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)),1)
+PROCESSES := $(or $(filter-out 0,$(shell nvidia-smi -L 2>/dev/null | grep -c ^GPU)),2)
 SOURCES = $(if $(OPENSCORE),--openscore $(OPENSCORE)) $(if $(OPENEWLD),--openewld $(OPENEWLD)) $(if $(ESSEN),--essen)
 BIN := .venv/bin
 READY := .venv/ready
-TRAIN := $(BIN)/torchrun --nproc_per_node=$(PROCESSES) code/train
+TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=$(PROCESSES) code/train
 
 .PHONY: demo test check fuzz faults bench mini eval-mini leave-out setup clean
 
@@ -43,8 +43,7 @@ bench: $(READY)
 	$(BIN)/python -m bench
 
 # A stage that is finished leaves a file, and one that was stopped goes on: make mini again. `rm -r out/mini` begins anew.
-# One process per GPU shares the training. Without a GPU, one process takes all cores: two would lose a third of the time
-# to their exchange of gradients. Batches are equally large for any number.
+# One process per GPU shares the training, or two without a GPU. Batches are equally large for any number.
 # The license of Essen is non-commercial, so a model trained with Essen stays out of the package.
 mini: $(DATA)/2_audio.done  ## trains mini from scratch: make mini OPENSCORE=folder OPENEWLD=folder [ESSEN=1]
 	$(BIN)/python code/export_clamp3.py $(if $(ESSEN),$(DATA)/variant,code/clamplib/mini) --config $(RECIPE)/config.py

@@ -1,9 +1,10 @@
 """Training steps of CLaMP 3: their speed, their wait for data, and their memory.
 
 The first rows compare 2 loader workers with none. Music and features are read from files, and from shards that pack
-these files. The next rows compare steps at the published width with their matrix products alone. The last rows compare
-steps that save memory with a plain one, each in a process of its own. On a GPU the model and the batch have the
-published size; on a CPU the model has the size of `mini`.
+these files. The next rows compare steps at the published width with their matrix products alone. On a CPU, one row
+compares steps on pieces of many lengths with steps that compute the padding too. The last rows compare steps that save
+memory with a plain one, each in a process of its own. On a GPU the model and the batch have the published size; on a
+CPU the model has the size of `mini`.
 """
 
 import json
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ import clamplib
 from bench.common import CORPUS, Row, product_rate, resident_bytes, seconds
 from bench.models import XLM_R
 from clamplib.formats.patchilizer import M3Patchilizer
+from clamplib.models.bert import Bert
 from clamplib.models.encoders import CLaMP3Model
 from clamplib.models.geometry import Geometry
 from clamplib.training.batches import CollateCLaMP3, Stopwatch, make_loader
@@ -58,7 +61,7 @@ LESS_MEMORY = {  # the number of parts, and whether layers are computed again
 
 
 def rows() -> Iterator[Row]:
-    """Yields four comparisons of loaders, two with matrix products, and those of memory."""
+    """Yields four comparisons of loaders, two with matrix products, one with padding, and those of memory."""
     geometry = _geometry()
     model = CLaMP3Model.from_geometry(geometry)
     with tempfile.TemporaryDirectory() as folder:
@@ -71,6 +74,8 @@ def rows() -> Iterator[Row]:
     del model
     for modality in LENGTHS:
         yield _compare_with_products(modality)
+    if not GPU:  # which computes the padding in any case
+        yield _compare_with_padding()
     yield from _memory()
 
 
@@ -169,6 +174,22 @@ def _compare_with_products(modality: str) -> Row:
     rate = max(rate, product_rate(*precision))
     note = f"naive: their products at the {rate / 1e9:.0f} GFLOP/s of a large one; 2 layers, batch {BATCH}, dropout 0.1"
     return Row(f"training step, {modality}, published width", counter.get_total_flops() / rate, ours, note)
+
+
+def _compare_with_padding() -> Row:
+    model = CLaMP3Model.from_geometry(_geometry())
+    step, batch = _Step(model), _random_batch(_geometry(), "symbolic", MEMORY_BATCH)
+    shares = []
+    for masks in (batch["text_masks"], batch["music"][0][1]):
+        longest = masks.shape[1]
+        lengths = torch.randint(longest // 8, longest + 1, (len(masks), 1))
+        masks[:] = torch.arange(longest) < lengths
+        shares.append(masks.float().mean().item())
+    ours = _fastest_step(step, batch)
+    with patch.object(Bert, "_mask", lambda self, mask: (mask.bool()[:, None, None], None)):
+        naive = _fastest_step(step, batch)
+    note = f"naive: computes the padding too; data fills {shares[0]:.0%} of the texts, {shares[1]:.0%} of the music"
+    return Row(f"training step of {MEMORY_BATCH} pairs of many lengths", naive, ours, note)
 
 
 def _random_batch(geometry: Geometry, modality: str, count: int) -> dict:

@@ -191,9 +191,7 @@ class Layer(nn.Module):
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = Residual(config.intermediate_size, config)
 
-    def forward(
-        self, states: torch.Tensor, mask: torch.Tensor | None, packing: Packing | None = None
-    ) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None, packing: Packing | None = None) -> torch.Tensor:
         states = self.attention(states, mask, packing)
         return self.output(F.gelu(self.intermediate.dense(states)), states)
 
@@ -209,9 +207,7 @@ class Attention(nn.Module):
         self.self = nn.ModuleDict({name: nn.Linear(size, size) for name in ("query", "key", "value")})
         self.output = Residual(size, config)
 
-    def forward(
-        self, states: torch.Tensor, mask: torch.Tensor | None, packing: Packing | None = None
-    ) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, mask: torch.Tensor | None, packing: Packing | None = None) -> torch.Tensor:
         projected = [linear(states) for linear in self.self.values()]
         if packing:
             projected = [packing.unpack(vectors) for vectors in projected]

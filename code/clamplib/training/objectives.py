@@ -22,7 +22,7 @@ from clamplib.models.encoders import CLaMP3Model, M3Model
 from clamplib.models.loss import equal_rows
 
 QUERIES_AT_ONCE = 1024  # whose similarities are in memory together
-ROWS_AT_ONCE = 64  # that a CPU encodes together
+ROWS_AT_ONCE = 32  # that a CPU encodes together
 
 
 class Objective(Protocol):
