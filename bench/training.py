@@ -8,6 +8,7 @@ CPU the model has the size of `mini`.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import tempfile
@@ -51,7 +52,7 @@ SHARD_SIZE = 10**8
 
 TOKENS = 92  # of a random text
 LENGTHS = {"symbolic": 512, "audio": 75}  # of random music
-MIXED_BATCH = 32
+MIXED_BATCH = 32  # as each of two processes has in stage 1 of `mini`
 MEMORY_BATCH = 256 if GPU else 128
 LESS_MEMORY = {  # the number of parts, and whether layers are computed again
     "plain": (1, False),
@@ -186,9 +187,11 @@ def _compare_with_padding() -> Row:
         lengths = torch.randint(longest // 8, longest + 1, (len(masks), 1))
         masks[:] = torch.arange(longest) < lengths
         shares.append(masks.float().mean().item())
-    ours = _fastest_step(step, batch)
-    with patch.object(Bert, "_mask", lambda self, mask: (mask.bool()[:, None, None], None)):
-        naive = _fastest_step(step, batch)
+    ours = naive = math.inf
+    for _ in range(5):  # in turn, as these steps are short for a machine that others use too
+        ours = min(ours, _fastest_step(step, batch))
+        with patch.object(Bert, "_mask", lambda self, mask: (mask.bool()[:, None, None], None)):
+            naive = min(naive, _fastest_step(step, batch))
     note = f"naive: computes the padding too; data fills {shares[0]:.0%} of the texts, {shares[1]:.0%} of the music"
     return Row(f"training step of {MIXED_BATCH} pairs of many lengths", naive, ours, note)
 

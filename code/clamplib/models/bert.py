@@ -57,7 +57,7 @@ class Bert(Model):
     """BERT or XLM-R without a head.
 
     The weights of the pooler are not used. They are here because the published files hold them. Training on a CPU
-    computes nothing at padding: its states are then zeros.
+    leaves padding out of all layers but attention; its states are then zeros.
 
     Args:
         config: of an encoder that `configs.is_bert`; one of transformers is taken too.
