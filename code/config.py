@@ -78,6 +78,9 @@ LEARNED_TEMPERATURE = False  # True: features are normalized and the factor is l
 MASK_SAME_TEXT = False  # True: items with the same text or id are not negatives of each other
 PAIR_WEIGHT = 0.0  # above 0: each step contrasts two files of a piece (audio: and a score) with this weight
 
+# -------------------------------------------------------------------- CLaMP 3: which epoch is kept
+CLAMP3_BEST_BY = "loss"  # the one with the lowest evaluation "loss", or the one with the highest "mrr"
+
 # -------------------------------------------------------------------- memory for training
 CLAMP3_ACCUMULATION = 1  # each batch is encoded in so many parts, for the same loss in less memory; 1: at once
 GRADIENT_CHECKPOINTING = False  # True: layers are computed again in the backward pass, in place of being kept

@@ -1,6 +1,6 @@
 """Turns trained checkpoints into one folder that every script takes as `--variant FOLDER`.
 
-The folder holds CLaMP 3 (the epoch with the lowest evaluation loss), M3 if it was trained, the tokenizer and the sizes.
+The folder holds CLaMP 3 (the best epoch by its evaluation), M3 if it was trained, the tokenizer and the sizes.
 
 example: python export_clamp3.py my_variant --config my_config.py
 """

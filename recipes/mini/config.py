@@ -56,6 +56,7 @@ CLAMP3_WEIGHTS_PATH = "../../out/mini/weights_clamp3.pth"
 CLAMP3_LOGS_PATH = "../../out/mini/logs_clamp3.txt"
 HIDE_HEADER_RATIO = 0.25  # otherwise the model reads key and meter off the header alone
 LEARNED_TEMPERATURE = True
+CLAMP3_BEST_BY = "mrr"  # in stage 1 the loss is lowest in epoch 18 of 22, but the MRR is highest in the last
 LOGIT_SCALE = 5  # at CLIP's 14 and without clipping, the features collapse within 20 steps
 GRADIENT_CLIP = 0.5
 MASK_SAME_TEXT = True

@@ -194,6 +194,15 @@ def test_files_after_training(run, make_config):
     load_m3(out / "m3.pth", weights_folder=out, geometry=geometry)
 
 
+def test_the_epoch_with_the_highest_mrr_is_kept(run, make_config):
+    config = make_config(CLAMP3_NUM_EPOCH=5, CLAMP3_BEST_BY="mrr")
+    assert run(SYMBOLIC, config) == 0
+    lines = read_log(config)
+    best = weights(config, "clamp3")
+    assert best["best_epoch"] == best["epoch"] == 1 + np.argmax([line["eval_mrr"] for line in lines])
+    assert best["max_eval_mrr"] == pytest.approx(lines[best["epoch"] - 1]["eval_mrr"], rel=1e-4)
+
+
 @pytest.mark.parametrize("script", [M3, SYMBOLIC, AUDIO])
 def test_half_precision_trains_and_evaluates_alike(script, run, make_config):
     """As on CUDA: everything runs under autocast, and the weights stay float32."""

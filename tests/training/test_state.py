@@ -29,7 +29,7 @@ def test_a_saved_state_is_resumed(tmp_path):
     own = replace(recipe(), weights_path=tmp_path / "w.pth")
     state, other = (TrainingState(torch.nn.Linear(2, 1), own, 10, torch.device("cpu")) for _ in range(2))
     state.step(state.model(torch.ones(1, 2)).sum())
-    state.progress = Progress(epoch=3, best_epoch=2, min_eval_loss=0.5, step=1, loss_sum=0.25)
+    state.progress = Progress(epoch=3, best_epoch=2, min_eval_loss=0.5, max_eval_mrr=0.25, step=1, loss_sum=0.25)
     state.save(own.latest_path)
     other.resume()
     assert other.progress == state.progress
@@ -59,7 +59,20 @@ def test_schedules():
     assert [cosine(step) for step in (10, 20, 60, 100, 101)] == pytest.approx([0.5, 1, 0.5, 0, 0])
 
 
-@pytest.mark.parametrize("wrong", [{"schedule": "linear"}, {"precision": "fp8"}])
+def test_the_best_epoch_is_that_of_the_lowest_loss_or_the_highest_mrr():
+    evaluations = [{"eval_loss": 2.0, "eval_mrr": 0.1}, {"eval_loss": 1.0, "eval_mrr": 0.2}]
+    evaluations += [{"eval_loss": 1.5, "eval_mrr": 0.3}, {"eval_loss": 1.6, "eval_mrr": 0.3}]
+    for best_by, expected in (("loss", [True, True, False, False]), ("mrr", [True, True, True, False])):
+        state = TrainingState(torch.nn.Linear(2, 1), recipe(best_by=best_by), 10, torch.device("cpu"))
+        found = []
+        for numbers in evaluations:
+            found.append(state.is_best(numbers))
+            if found[-1]:
+                state.progress.min_eval_loss, state.progress.max_eval_mrr = numbers.values()
+        assert found == expected
+
+
+@pytest.mark.parametrize("wrong", [{"schedule": "linear"}, {"precision": "fp8"}, {"best_by": "acc"}])
 def test_unknown_words_in_a_recipe(wrong):
     with pytest.raises(ValueError, match="must be one of"):
         recipe(**wrong)

@@ -163,10 +163,11 @@ def _finish_epoch(state: TrainingState, numbers: dict, report: Callable[[dict], 
     progress.epoch = numbers["epoch"]
     progress.step = 0
     progress.loss_sum = 0.0
-    improved = numbers["eval_loss"] < progress.min_eval_loss
+    improved = state.is_best(numbers)
     if improved:
         progress.best_epoch = progress.epoch
         progress.min_eval_loss = numbers["eval_loss"]
+        progress.max_eval_mrr = numbers.get("eval_mrr", 0.0)
         state.save(recipe.weights_path)
     if recipe.save_every and progress.epoch % recipe.save_every == 0:
         state.save(recipe.epoch_path(progress.epoch))

@@ -130,6 +130,7 @@ def make_recipe(settings: SimpleNamespace, modality: str | None = None) -> Train
         precision=settings.PRECISION,
         deterministic=own["DETERMINISTIC"],
         load_checkpoint=own["LOAD_CKPT"],
+        best_by=settings.CLAMP3_BEST_BY if modality else "loss",
         save_every=settings.SAVE_EVERY,
         seed=settings.SEED,
         stage={**stage, "patch_length": settings.PATCH_LENGTH},

@@ -1,6 +1,6 @@
 """How to train; the state of a training, saved and resumed; and its curves on wandb.
 
-The checkpoints lie beside each other: NAME.pth is the epoch with the lowest evaluation loss, NAME_N.pth is kept every
+The checkpoints lie beside each other: NAME.pth is the best epoch by its evaluation, NAME_N.pth is kept every
 few epochs, and NAME_latest.pth is the state from which training resumes. Each has the published entries model,
 optimizer, lr_sched, epoch, best_epoch and min_eval_loss, and for CLaMP 3 modality.
 """
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 FUSED = ("cpu", "cuda")  # devices where AdamW updates all parameters in one call, five times as fast on a CPU
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}
 SCHEDULES = ("constant", "cosine")
+MEASURES = ("loss", "mrr")
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,14 @@ class TrainingRecipe:
         precision: "bf16", "fp16" (with scaled gradients), "float32", or "auto": bf16 on CUDA, else float32.
         deterministic: only deterministic cuDNN kernels.
         load_checkpoint: resumes from a checkpoint, if there is one.
+        best_by: what the best epoch has: the lowest evaluation "loss", or the highest "mrr".
         save_every: epochs between the checkpoints that are kept; 0 for none.
         seed: of the dropout.
         stage: goes into the checkpoints, such as {"modality": "symbolic"}. Training resumes from a checkpoint of the
             same stage, and takes only the weights from one of another stage.
 
     Raises:
-        ValueError: an unknown precision or schedule.
+        ValueError: an unknown precision, schedule or measure of the best epoch.
     """
 
     weights_path: Path
@@ -63,6 +65,7 @@ class TrainingRecipe:
     precision: str = "auto"
     deterministic: bool = True
     load_checkpoint: bool = True
+    best_by: str = "loss"
     save_every: int = 5
     seed: int = 42
     stage: dict = field(default_factory=dict)
@@ -72,6 +75,8 @@ class TrainingRecipe:
             raise ValueError(f"precision must be one of auto, {', '.join(PRECISIONS)}, not {self.precision!r}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        if self.best_by not in MEASURES:
+            raise ValueError(f"best_by must be one of {', '.join(MEASURES)}, not {self.best_by!r}")
 
     @property
     def latest_path(self) -> Path:
@@ -97,8 +102,9 @@ class Progress:
 
     Attributes:
         epoch: how many epochs are done.
-        best_epoch: the one with the lowest evaluation loss, counted from 1.
+        best_epoch: the one that the recipe calls the best, counted from 1.
         min_eval_loss: its evaluation loss.
+        max_eval_mrr: its MRR, for CLaMP 3.
         step: how many steps of the next epoch are done.
         loss_sum: the sum of their losses.
     """
@@ -106,6 +112,7 @@ class Progress:
     epoch: int = 0
     best_epoch: int = 0
     min_eval_loss: float = math.inf
+    max_eval_mrr: float = 0.0
     step: int = 0
     loss_sum: float = 0.0
 
@@ -140,6 +147,12 @@ class TrainingState:
         automatic = "bf16" if device.type == "cuda" else "float32"
         self.dtype = PRECISIONS[automatic if recipe.precision == "auto" else recipe.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def is_best(self, numbers: dict) -> bool:
+        """Tells whether the numbers of an evaluation are better than those of all epochs before."""
+        if self.recipe.best_by == "mrr":
+            return numbers["eval_mrr"] > self.progress.max_eval_mrr
+        return numbers["eval_loss"] < self.progress.min_eval_loss
 
     def autocast(self) -> torch.autocast:
         """Returns a context in which the model computes in the recipe's precision."""
