@@ -152,8 +152,9 @@ def test_the_touch_of_a_player_does_not_matter():
     uneven = [Note(max(n.onset + rng.gauss(0, 0.02), 0), n.end - 0.2, n.pitch) for n in part]
     head = [mido.Message("program_change", program=40), mido.Message("control_change", control=64, value=127)]
     assert bars(to_mtf([uneven], velocity=33, head=head)) == bars(REEL)
-    legato = [n._replace(end=n.end + 0.08) for n in part]
-    assert bars(to_mtf([legato])) == bars(REEL)
+    for overlap in (0.08, 0.18):
+        legato = [n._replace(end=n.end + overlap) for n in part]
+        assert bars(to_mtf([legato])) == bars(REEL)
 
 
 def test_accompaniment_is_not_melody():
@@ -165,6 +166,17 @@ def test_accompaniment_is_not_melody():
     assert bars(apart) == bars(first) == bars(together) == bars(REEL)
     assert field(apart, "V") == "4"
     assert "G   C,|" in canonical(apart)  # the bass, where it changes
+
+
+def test_overtones_are_not_melody():
+    """Programs that transcribe sound hear some notes again two octaves higher, beside the chords that they hear."""
+    (part,) = read_notes(REEL).parts
+    chords = [Note(n, n + 1, pitch) for n in range(1, int(part[-1].end)) for pitch in (43, 47, 50)]
+    overtones = [Note(n.onset + 0.02, n.end, n.pitch + 24) for n in part[3::7]]
+    assert bars(to_mtf([[*part, *chords, *overtones]])) == bars(REEL)
+    lowest = min(part, key=lambda note: note.pitch)
+    leaping = [n._replace(pitch=n.pitch + 19) if n is lowest else n for n in part]  # as far as a melody may leap
+    assert bars(to_mtf([[*leaping, *chords]])) == bars(to_mtf([leaping, chords])) != bars(REEL)
 
 
 def test_chord_symbols_are_the_bass():

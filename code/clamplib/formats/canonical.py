@@ -46,9 +46,11 @@ NAMES = "C Db D Eb E F F# G Ab A Bb B".split()
 MINOR_NAMES = "C C# D Eb E F F# G G# A Bb B".split()
 TOLERANCE = 0.03  # share of the notes that may speak against a stated signature
 TOGETHER = 0.06  # quarter notes between onsets of one chord
-HELD = 0.1  # quarter notes by which a note may overlap the next one of its line
-NEIGHBORS = 4  # notes on each side
-FAR_BELOW = 11  # semitones; so low a note among others belongs to the accompaniment
+HELD = 0.2  # quarter notes by which a note may overlap the next one of its line, as played or as transcribed from sound
+FAR_BELOW = 11  # semitones below the notes around it: a note of the accompaniment
+NEAR_BELOW = 4  # notes on each side that count as around it
+FAR_ABOVE = 13  # an overtone that was heard as a note; one in 750 notes of melodies is so high
+NEAR_ABOVE = 8
 DEFAULT_METER = (4, 4)
 GRID = 24  # steps of a quarter note on which written notes stand
 MAX_STEPS = 28  # of one patch
@@ -138,9 +140,20 @@ def melody_part(parts: Sequence[Sequence[Note]]) -> int:
 
 
 def top_line(notes: Sequence[Note]) -> list[Note]:
-    """Returns the highest notes, without those below a note that still sounds or far below their neighbors."""
+    """Returns the highest notes, without those below a note that still sounds, or far from the notes around them."""
     if _follow(notes):
         return list(notes)
+    line = _highest(notes)
+    if len(line) == len(notes):
+        return line
+    overtones = {note for note, step in _steps_from_median(line, NEAR_ABOVE) if step >= FAR_ABOVE}
+    if overtones:
+        line = _highest([note for note in notes if note not in overtones])
+    return [note for note, step in _steps_from_median(line, NEAR_BELOW) if step > -FAR_BELOW]
+
+
+def _highest(notes: Sequence[Note]) -> list[Note]:
+    """The highest of the notes that begin together, unless it begins below a note that still sounds."""
     line: list[Note] = []
     for note in sorted(notes, key=lambda note: (note.onset, -note.pitch)):
         if line and note.onset - line[-1].onset < TOGETHER:
@@ -148,14 +161,14 @@ def top_line(notes: Sequence[Note]) -> list[Note]:
                 line[-1] = note
         elif not line or note.pitch > line[-1].pitch or note.onset > line[-1].end - HELD:
             line.append(note)
-    if len(line) == len(notes):
-        return line
-    kept = []
+    return line
+
+
+def _steps_from_median(line: Sequence[Note], near: int) -> Iterator[tuple[Note, int]]:
+    """Yields each note of a line, and how many semitones it is above the median of as many notes on each side."""
     for number, note in enumerate(line):
-        around = sorted(near.pitch for near in line[max(number - NEIGHBORS, 0) : number + NEIGHBORS + 1])
-        if note.pitch > around[len(around) // 2] - FAR_BELOW:
-            kept.append(note)
-    return kept
+        around = sorted(other.pitch for other in line[max(number - near, 0) : number + near + 1])
+        yield note, note.pitch - around[len(around) // 2]
 
 
 def _follow(notes: Sequence[Note]) -> bool:
