@@ -84,8 +84,11 @@ def convert(source: Path, target: Path, limit: int | None = None) -> subprocess.
     """Runs batch_midi2mtf.py. Files may have `limit` bytes, after which writing fails as on a full disk."""
     script = faults.ROOT / "preprocessing/midi/batch_midi2mtf.py"
     command = [sys.executable, script, source, target, "--workers", "1"]
-    limited = limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, preexec_fn=limited)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        if limit:
+            resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        output, errors = run.communicate(timeout=300)
+    return subprocess.CompletedProcess(command, run.returncode, output, errors)
 
 
 def test_a_file_that_does_not_fit_is_a_failure_and_the_next_run_writes_it(tmp_path, golden):

@@ -153,8 +153,9 @@ class Script:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=self.output,
             stderr=subprocess.STDOUT,
-            preexec_fn=lambda: output_limit and resource.setrlimit(resource.RLIMIT_FSIZE, (output_limit,) * 2),
         )
+        if output_limit:  # set from here: code between fork and exec may meet threads of gRPC, which end the child
+            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (output_limit,) * 2)
 
     def wait_for_an_epoch(self):
         wait_until(lambda: self.process.poll() is not None or (self.log.exists() and self.log.stat().st_size))
