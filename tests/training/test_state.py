@@ -60,16 +60,16 @@ def test_schedules():
 
 
 def test_the_best_epoch_is_that_of_the_lowest_loss_or_the_highest_mrr():
-    evaluations = [{"eval_loss": 2.0, "eval_mrr": 0.1}, {"eval_loss": 1.0, "eval_mrr": 0.2}]
-    evaluations += [{"eval_loss": 1.5, "eval_mrr": 0.3}, {"eval_loss": 1.6, "eval_mrr": 0.3}]
+    evaluations = [(2.0, 0.1), (1.0, 0.2), (1.5, 0.3), (1.6, 0.3)]
     for best_by, expected in (("loss", [True, True, False, False]), ("mrr", [True, True, True, False])):
         state = TrainingState(torch.nn.Linear(2, 1), recipe(best_by=best_by), 10, torch.device("cpu"))
-        found = []
-        for numbers in evaluations:
-            found.append(state.is_best(numbers))
-            if found[-1]:
-                state.progress.min_eval_loss, state.progress.max_eval_mrr = numbers.values()
+        found = [
+            state.finish_epoch({"epoch": epoch, "eval_loss": loss, "eval_mrr": mrr})
+            for epoch, (loss, mrr) in enumerate(evaluations, 1)
+        ]
         assert found == expected
+        assert state.progress.best_epoch == sum(expected)
+        assert (state.progress.min_eval_loss, state.progress.max_eval_mrr) == evaluations[sum(expected) - 1]
 
 
 @pytest.mark.parametrize("wrong", [{"schedule": "linear"}, {"precision": "fp8"}, {"best_by": "acc"}])

@@ -160,19 +160,13 @@ def _evaluate(state: TrainingState, objective: Objective, batches: BatchLoader) 
 def _finish_epoch(state: TrainingState, numbers: dict, report: Callable[[dict], None] | None) -> None:
     """Saves, logs and reports an epoch."""
     recipe, progress = state.recipe, state.progress
-    progress.epoch = numbers["epoch"]
-    progress.step = 0
-    progress.loss_sum = 0.0
-    improved = state.is_best(numbers)
-    if improved:
-        progress.best_epoch = progress.epoch
-        progress.min_eval_loss = numbers["eval_loss"]
-        progress.max_eval_mrr = numbers.get("eval_mrr", 0.0)
+    best = state.finish_epoch(numbers)
+    if best:
         state.save(recipe.weights_path)
     if recipe.save_every and progress.epoch % recipe.save_every == 0:
         state.save(recipe.epoch_path(progress.epoch))
     line = "  ".join(f"{name} {_short(value)}" for name, value in numbers.items())
-    if improved:
+    if best:
         line += "  best"
     if distributed.rank() == 0:
         _write_log(recipe.logs_path, line)  # before the state, else a training that is killed here loses the line

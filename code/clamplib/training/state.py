@@ -148,11 +148,21 @@ class TrainingState:
         self.dtype = PRECISIONS[automatic if recipe.precision == "auto" else recipe.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
-    def is_best(self, numbers: dict) -> bool:
-        """Tells whether the numbers of an evaluation are better than those of all epochs before."""
+    def finish_epoch(self, numbers: dict) -> bool:
+        """Counts an epoch as done. Returns whether its evaluation is better than those of all epochs before."""
+        progress = self.progress
+        progress.epoch = numbers["epoch"]
+        progress.step = 0
+        progress.loss_sum = 0.0
         if self.recipe.best_by == "mrr":
-            return numbers["eval_mrr"] > self.progress.max_eval_mrr
-        return numbers["eval_loss"] < self.progress.min_eval_loss
+            best = numbers["eval_mrr"] > progress.max_eval_mrr
+        else:
+            best = numbers["eval_loss"] < progress.min_eval_loss
+        if best:
+            progress.best_epoch = progress.epoch
+            progress.min_eval_loss = numbers["eval_loss"]
+            progress.max_eval_mrr = numbers.get("eval_mrr", 0.0)
+        return best
 
     def autocast(self) -> torch.autocast:
         """Returns a context in which the model computes in the recipe's precision."""
