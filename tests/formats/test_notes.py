@@ -28,6 +28,12 @@ def played(abc: str) -> list[tuple[float, float, int]]:
         ("[CEG]2 [c2e]|", [(0, 1, 60), (0, 1, 64), (0, 1, 67), (1, 1, 72), (1, 1, 76)]),
         ("C D & E E|F|", [(0, 0.5, 60), (0.5, 0.5, 62), (1, 0.5, 65)]),  # a second voice within a bar is left out
         ("C[K:D]F[L:1/4]C|", [(0, 0.5, 60), (0.5, 0.5, 66), (1, 1, 61)]),
+        ("z>C D C-C>D|", [(0.75, 0.25, 60), (1, 0.5, 62), (1.5, 1.25, 60), (2.75, 0.25, 62)]),
+        ("^C-|C C|", [(0, 1, 61), (1, 0.5, 60)]),  # a tie holds an accidental over the bar line, and no longer
+        ("^C-|C-|C C|", [(0, 1.5, 61), (1.5, 0.5, 60)]),
+        ("[c-E]2[cF]2|", [(0, 2, 72), (0, 1, 64), (1, 1, 65)]),
+        ('["Am"!accent!CE]2 D|', [(0, 1, 60), (0, 1, 64), (1, 0.5, 62)]),
+        ("[1 C D [EG]2:|[2 F|]", [(0, 0.5, 60), (0.5, 0.5, 62), (1, 1, 64), (1, 1, 67), (2, 0.5, 65)]),
         ("|:C D:|1 E:|2 F|]", [(0, 0.5, 60), (0.5, 0.5, 62), (1, 0.5, 64), (1.5, 0.5, 65)]),
     ],
 )
@@ -65,6 +71,15 @@ def test_voices_follow_each_other_or_share_a_line():
     assert read_notes(apart).bars == [[0, 2, 4], [0, 2, 4]]
 
 
+def test_a_voice_has_its_own_key_and_unit():
+    """As of transposing instruments. What stands before the notes is of all voices."""
+    score = "L:1/8\nM:4/4\nK:D\nV:1\nV:2\n[V:1]C8|[V:2][K:E][L:1/4]C4|\n[V:1]D8|[V:2]D4|\n"
+    first, second = read_notes(score).parts
+    assert [note.pitch for note in first] == [61, 62]
+    assert [note.pitch for note in second] == [61, 63]
+    assert [note.end for note in first] == [note.end for note in second] == [4, 8]
+
+
 def test_chord_symbols_are_roots():
     assert read_notes('L:1/8\nK:C\n"C"C4"G7/B"D4|"Bbmaj7"z4|').roots == [(0, 0), (2, 7), (4, 10)]
 
@@ -83,3 +98,22 @@ def test_mtf():
 
 def test_drums_alone_are_notes():
     assert read_notes("ticks_per_beat 10\nnote_on 0 9 38 99\nnote_off 10 9 38 0").parts == [[(0, 1, 38)]]
+
+
+def test_a_note_that_begins_where_one_of_its_pitch_ends():
+    """Two tracks may share a channel, so that the first note's end may follow the second note's beginning."""
+    on, off = "note_on {} 0 60 64", "note_off {} 0 60 0"
+    lines = ["ticks_per_beat 10", on.format(0), on.format(10), off.format(0), off.format(10), on.format(0)]
+    assert read_notes("\n".join(lines)).parts == [[(0, 1, 60), (1, 2, 60)]]
+
+
+def test_numbers_that_midi_cannot_write():
+    huge = "9" * 400
+    lines = [f"time_signature 4 {huge} 24 8 0", f"set_tempo {huge} 0", f"note_on {huge} 0 60 64", "note_off 10 0 60 0"]
+    music = read_notes("ticks_per_beat 10\n" + "\n".join(lines))
+    assert len(music.parts[0]) == 1
+    assert (music.meters, music.tempos) == ([], [])
+
+
+def test_notes_without_length_take_no_time_to_read():
+    assert len(read_notes("K:C\n" + "C0>" * 100_000).parts[0]) == 100_000

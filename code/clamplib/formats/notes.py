@@ -33,7 +33,7 @@ TOKEN = re.compile(
     r"|\[(?P<field>[A-Za-z]):(?P<value>[^\]]{0,200})\]"
     r"|\((?P<tuplet>[2-9])(?::(?P<times>\d?))?(?::(?P<count>\d{0,2}))?"
     rf"|(?P<note>(?P<accidental>\^\^|__|[_^=])?(?P<letter>[A-Ga-g])(?P<octave>[,']*){_named_length('note')})"
-    rf"|\[(?P<chord>[^\]|:]{{1,200}})\]{_named_length('chord')}"
+    rf"|\[(?P<chord>[^][|:]{{1,200}})\]{_named_length('chord')}"
     rf"|(?P<rest>[zx]){_named_length('rest')}|(?P<bars>Z\d{{0,3}})"
     r"|(?P<bar>[|\]:]{0,8}\|[|\]:]{0,8}|::|:\])|(?P<broken>[<>]+)|(?P<tie>-)|(?P<overlay>&)"
 )
@@ -44,6 +44,11 @@ MARK = re.compile(
     r"|(?P<grace>\{)|(?P<tuplet>\([2-9])|(?P<slur>\()|(?P<repeat>:\||\|:|::)|(?P<section>\|\|)|![^!]{0,50}!"
 )
 NOTE = re.compile(rf"(\^\^|__|[_^=])?([A-Ga-g])([,']*){_LENGTH}")
+NOTE_OF_CHORD = re.compile(NOTE.pattern + r"(-?)")
+WORDS = re.compile(r'"[^"]*"|![^!]*!')
+RECENT = 16  # notes, at most, that a tie or a broken rhythm makes longer
+LONGEST_DELTA = 2**28 - 1  # ticks that MIDI can write
+LARGEST_NUMBER = 2**24  # of a tempo, or of a note value
 CACHED = 12  # characters of a note: longer ones would let a file fill the memory
 ROOT = re.compile(r"([A-G])([#b]?)")
 ALTERS = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
@@ -109,7 +114,7 @@ def parse_key(text: str) -> tuple[int, int] | None:
         return (2, 9) if text.strip()[:2].lower() == "hp" else None
     letter, accidental, mode = match.groups()
     change = {"#": 1, "b": -1, "": 0}[accidental]
-    sharps = FIFTHS[letter] + 7 * change + (-3 if mode == "m" else MODES.get(mode[:3].lower(), 0))
+    sharps = FIFTHS[letter] + 7 * change + MODES.get(mode[:3].lower(), 0)
     return sharps, (SCALE[letter] + change) % 12
 
 
@@ -144,31 +149,39 @@ def _parse_note(text: str) -> tuple[_Symbol, float]:
 
 
 class _Voice:
-    def __init__(self):
+    def __init__(self, unit: float | None, signature: dict[str, int]):
+        self.unit = unit  # L: in quarter notes
+        self.signature = signature
         self.notes: list[Note] = []
         self.bars = [0.0]
         self.now = 0.0
+        self.length = 0.0  # of the last note, chord or rest
         self.accidentals: dict[str, int] = {}
         self.tuplet = (0, 1.0)  # notes left, factor of their lengths
         self.factor = 1.0  # of the next note, after > or <
-        self.tied = False
+        self.last: list[_Symbol] = []  # note or chord
+        self.tied: dict[str, int] = {}  # the pitches of those that a tie holds, by place
+        self.held: dict[str, int] = {}  # and of those that a tie has held
         self.muted = False  # after &, until the bar ends
 
 
 class _AbcReader:
     def __init__(self):
+        self.unit: float | None = None  # of all voices, as the header says
+        self.signature: dict[str, int] = {}
         self.voices: dict[str, _Voice] = {}
         self.voice = self._voice("1")
-        self.unit: float | None = None  # L: in quarter notes
-        self.meter: tuple[int, int] | None = None
+        self.begun = False  # the notes, among which L: and K: are those of one voice
         self.meters: list[tuple[float, int, int]] = []
         self.key: tuple[int, int] | None = None
-        self.signature: dict[str, int] = {}
         self.roots: list[tuple[float, int]] = []
         self.marks: set[str] = set()
 
     def _voice(self, name: str) -> _Voice:
-        return self.voices.setdefault(name, _Voice())
+        voice = self.voices.get(name)
+        if voice is None:
+            voice = self.voices[name] = _Voice(self.unit, self.signature)
+        return voice
 
     def read_field(self, letter: str, value: str) -> None:
         if letter == "K":
@@ -181,7 +194,8 @@ class _AbcReader:
         elif letter == "L":
             match = METER.match(value)
             if match and int(match[1]) and int(match[2]):
-                self.unit = 4 * int(match[1]) / int(match[2])
+                scope = self.voice if self.begun else self
+                scope.unit = 4 * int(match[1]) / int(match[2])
         elif letter == "V":
             name = value.split()
             if name:
@@ -191,33 +205,43 @@ class _AbcReader:
         key = parse_key(value)
         if key and self.key is None:
             self.key = key
+        scope = self.voice if self.begun else self
+        signature = dict(scope.signature)
         if key:
             letters = ORDER_OF_SHARPS[: key[0]] if key[0] > 0 else ORDER_OF_SHARPS[key[0] :] if key[0] else ""
-            self.signature = dict.fromkeys(letters, 1 if key[0] > 0 else -1)
+            signature = dict.fromkeys(letters, 1 if key[0] > 0 else -1)
         for sign, letter in re.findall(r"(?<!\w)(\^|_|=)([a-gA-G])\b", value):
-            self.signature[letter.upper()] = ALTERS[sign]
+            signature[letter.upper()] = ALTERS[sign]
+        scope.signature = signature
 
-    def read_line(self, line: str) -> None:
-        self.marks.update(mark.lastgroup for mark in MARK.finditer(line) if mark.lastgroup)
+    def _begin(self) -> None:
+        """Begins with the notes."""
         if self.unit is None:
             _, beats, unit = self.meters[-1] if self.meters else (0, 4, 4)
             self.unit = 0.25 if beats / unit < 0.75 else 0.5
+        for voice in self.voices.values():
+            voice.unit, voice.signature = self.unit, self.signature
+        self.begun = True
+
+    def read_line(self, line: str) -> None:
+        if not line.strip():
+            return
+        self.marks.update(mark.lastgroup for mark in MARK.finditer(line) if mark.lastgroup)
+        if not self.begun:
+            self._begin()
         for token in TOKEN.finditer(line):
             voice, kind = self.voice, token.lastgroup
             if kind == "note":
                 text = token[0]
                 parse = _parse_note if len(text) <= CACHED else _parse_note.__wrapped__
                 note, times = parse(text)
-                self._add_notes([note], self.unit * times)
+                self._add_notes([note], voice.unit * times)
             elif kind == "bar":
                 self._end_bar(voice)
             elif token["rest"]:
                 self._advance(self._length(token, "rest"))
             elif token["chord"]:
-                notes = NOTE.findall(token["chord"])
-                if notes:
-                    length = self._length(token, "chord") * _times(*notes[0][3:])
-                    self._add_notes([_Symbol.of(*note[:3]) for note in notes], length)
+                self._read_chord(token)
             elif token["quoted"]:
                 root = ROOT.match(token["quoted"])
                 if root and not voice.muted:
@@ -232,15 +256,36 @@ class _AbcReader:
             elif token["broken"]:
                 self._break(token["broken"])
             elif kind == "tie":
-                voice.tied = True
+                self._tie(voice.last)
             elif kind == "overlay":
                 voice.muted = True
             elif token["bars"]:
                 _, beats, unit = self.meters[-1] if self.meters else (0, 4, 4)
                 self._advance(4 * beats / unit * int(token["bars"][1:] or 1))
 
+    def _read_chord(self, token: re.Match) -> None:
+        notes = NOTE_OF_CHORD.findall(WORDS.sub("", token["chord"]))
+        if not notes:
+            return
+        symbols = [_Symbol.of(*note[:3]) for note in notes]
+        self._add_notes(symbols, self._length(token, "chord") * _times(*notes[0][3:6]))
+        tied = [symbol for symbol, note in zip(symbols, notes, strict=True) if note[6]]
+        if tied:
+            self._tie(tied)
+
+    def _tie(self, symbols: list[_Symbol]) -> None:
+        """Ties notes of the last chord to the next one."""
+        voice = self.voice
+        voice.tied = {s.place: voice.held.get(s.place, self._pitch(s)) for s in symbols}
+
+    def _pitch(self, symbol: _Symbol) -> int:
+        """The pitch of a note whose accidental has been read."""
+        voice = self.voice
+        alter = voice.accidentals.get(symbol.place)
+        return symbol.pitch + (voice.signature.get(symbol.letter, 0) if alter is None else alter)
+
     def _length(self, token: re.Match, name: str) -> float:
-        return self.unit * _times(token[f"{name}_times"], token[f"{name}_slashes"], token[f"{name}_divisor"])
+        return self.voice.unit * _times(token[f"{name}_times"], token[f"{name}_slashes"], token[f"{name}_divisor"])
 
     def _advance(self, length: float) -> float:
         """Moves on by a length in its tuplet and broken rhythm. Returns the length that it takes."""
@@ -253,6 +298,7 @@ class _AbcReader:
             voice.tuplet = (left - 1, factor)
         length *= voice.factor
         voice.factor = 1.0
+        voice.length = length
         voice.now += length
         return length
 
@@ -263,33 +309,47 @@ class _AbcReader:
         if voice.tuplet[0] or voice.factor != 1.0:
             length = self._advance(length)
         else:
+            voice.length = length
             voice.now += length
         onset = voice.now - length
+        voice.last = notes
+        tied = voice.tied
+        if tied or voice.held:
+            voice.tied = {}
+            voice.held = {}
         for symbol in notes:
             if symbol.alter is not None:
                 voice.accidentals[symbol.place] = symbol.alter
-            alter = voice.accidentals.get(symbol.place)
-            pitch = symbol.pitch + (self.signature.get(symbol.letter, 0) if alter is None else alter)
-            last = next((n for n in reversed(voice.notes[-8:]) if n.pitch == pitch), None) if voice.tied else None
-            if last and abs(last.end - onset) < 1e-6:
-                voice.notes[voice.notes.index(last, -8 if len(voice.notes) > 8 else 0)] = last._replace(end=voice.now)
-            else:
-                voice.notes.append(Note(onset, voice.now, pitch))
-        voice.tied = False
+            if not (tied and self._hold(tied, symbol, onset)):
+                voice.notes.append(Note(onset, voice.now, self._pitch(symbol)))
+
+    def _hold(self, tied: dict[str, int], symbol: _Symbol, onset: float) -> bool:
+        """Makes a tied note longer, if the symbol goes on with one. An accidental goes on over a bar line."""
+        voice = self.voice
+        pitch = tied.get(symbol.place)
+        if pitch is None or symbol.alter is not None and symbol.pitch + symbol.alter != pitch:
+            return False
+        for place in range(max(len(voice.notes) - RECENT, 0), len(voice.notes)):
+            note = voice.notes[place]
+            if note.pitch == pitch and abs(note.end - onset) < 1e-6:
+                voice.notes[place] = note._replace(end=voice.now)
+                voice.held[symbol.place] = pitch
+                return True
+        return False
 
     def _break(self, marks: str) -> None:
         """A > B is a dotted A before a short B, A < B the reverse."""
         voice = self.voice
-        if not voice.notes or voice.muted:
+        if voice.muted:
             return
         short = 0.5 ** min(len(marks), 3)
-        last = voice.notes[-1]
         factor = 2 - short if marks[0] == ">" else short
-        change = (voice.now - last.onset) * (factor - 1)
-        for place in range(len(voice.notes) - 1, -1, -1):
-            if voice.notes[place].onset != last.onset:
-                break
-            voice.notes[place] = voice.notes[place]._replace(end=voice.notes[place].end + change)
+        change = voice.length * (factor - 1)
+        for place in range(max(len(voice.notes) - RECENT, 0), len(voice.notes)):
+            note = voice.notes[place]
+            if note.end == voice.now:
+                voice.notes[place] = note._replace(end=note.end + change)
+        voice.length += change
         voice.now += change
         voice.factor = 2 - factor
 
@@ -326,31 +386,41 @@ class _MtfReader:
     def __init__(self):
         self.now = 0  # ticks
         self.sounding: dict[tuple[int, int], int] = {}  # when a note began, by channel and pitch
+        self.restruck: dict[tuple[int, int], int] = {}  # when a note began that ended one of its pitch
         self.parts: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         self.meters: list[tuple[int, int, int]] = []
         self.tempos: list[tuple[int, int]] = []
         self.key: tuple[int, int] | None = None
 
     def read_message(self, type_: str, words: list[str]) -> None:
+        """Reads a message. ValueError for one with numbers that MIDI cannot write."""
         if type_ in ("note_on", "note_off"):
-            self.now += abs(int(words[1]))
+            self._pass(words[1])
             key = int(words[2]), int(words[3])
             if not 0 <= key[1] <= HIGHEST:
                 key = key[0], min(max(key[1], 0), HIGHEST)
-            if key in self.sounding:
-                self._end(key)
             if type_ == "note_on" and words[4] != "0":
+                if key in self.sounding:
+                    self._end(key)
+                    self.restruck[key] = self.now
                 self.sounding[key] = self.now
+            elif key in self.sounding and self.restruck.pop(key, None) != self.now:
+                self._end(key)  # otherwise it ends the note before, which has ended
         elif type_ in CHANNEL_TYPES:
-            self.now += abs(int(words[1]))
+            self._pass(words[1])
         else:
-            self.now += abs(int(words[-1]))
-            if type_ == "time_signature" and int(words[1]) > 0 and int(words[2]) > 0:
-                self.meters.append((self.now, int(words[1]), int(words[2])))
+            self._pass(words[-1])
+            if type_ == "time_signature":
+                beats, unit = _number(words[1]), _number(words[2])
+                if beats and unit:
+                    self.meters.append((self.now, beats, unit))
             elif type_ == "set_tempo":
-                self.tempos.append((self.now, int(words[1])))
+                self.tempos.append((self.now, _number(words[1])))
             elif type_ == "key_signature":
                 self.key = self.key or parse_key(words[1])
+
+    def _pass(self, delta: str) -> None:
+        self.now += min(abs(int(delta)), LONGEST_DELTA)
 
     def _end(self, key: tuple[int, int]) -> None:
         start = self.sounding.pop(key)
@@ -368,6 +438,13 @@ class _MtfReader:
             key=self.key,
             tempos=[(time / ticks, tempo / 1e6) for time, tempo in self.tempos],
         )
+
+
+def _number(word: str) -> int:
+    number = int(word)
+    if not 0 <= number <= LARGEST_NUMBER:
+        raise ValueError(f"expected a number up to {LARGEST_NUMBER}, got {word[:20]}")
+    return number
 
 
 CHANNEL_TYPES = frozenset("polytouch control_change program_change aftertouch pitchwheel sysex".split())
