@@ -42,10 +42,19 @@ def field(text: str, letter: str) -> str | None:
 
 
 def to_mtf(
-    parts: Iterable[Iterable[Note]], ticks=480, off="note_off", meter=(4, 4), key=None, velocity=80, head=()
+    parts: Iterable[Iterable[Note]],
+    ticks=480,
+    off="note_off",
+    meter=(4, 4),
+    later_meters=(),
+    key=None,
+    velocity=80,
+    head=(),
 ) -> str:
-    """MTF of MIDI with a channel for each part."""
+    """MTF of MIDI with a channel for each part. Later meters are (onset, beats, unit)."""
     timed = []
+    for onset, beats, unit in later_meters:
+        timed.append((round(onset * ticks), -1, mido.MetaMessage("time_signature", numerator=beats, denominator=unit)))
     for channel, notes in enumerate(parts):
         for note in notes:
             on = mido.Message("note_on", channel=channel, note=note.pitch, velocity=velocity)
@@ -179,6 +188,18 @@ def test_overtones_are_not_melody():
     assert bars(to_mtf([[*leaping, *chords]])) == bars(to_mtf([leaping, chords])) != bars(REEL)
 
 
+def test_the_bass_is_heard_where_the_melody_is_silent():
+    head = "M:4/4\nL:1/8\nK:C\nV:1\nV:2\n"
+    score = head + "[V:1]cdef gfed|[V:2]C,8|\n[V:1]z8|[V:2]F,8|\n[V:1]edcd efge|[V:2]F,8|\n"
+    assert [line for line in canonical(score).splitlines() if "," in line] == ["C   C,|", "C   F,|"]
+
+
+def test_the_bass_of_a_bar_that_is_written_in_two_parts():
+    sixteenths = "cdefgfedcdefgfed|" * 2
+    score = f"M:4/4\nL:1/16\nK:C\nV:1\nV:2\n[V:1]{sixteenths}\n[V:2]C,4G,,4F,4A,4|C,16|\n"
+    assert [line for line in canonical(score).splitlines() if "," in line][0] == "C   " + "G," + ".." * 15 + "F,|"
+
+
 def test_chord_symbols_are_the_bass():
     assert canonical('M:4/4\nL:1/8\nK:G\n"G"GABc dedB|"G"GABc "D7"dedB|"Em"GABc dedB|').splitlines()[4::2] == [
         "G   C,|",
@@ -234,6 +255,37 @@ def test_the_meter_of_a_program_that_knows_none():
     assert field(to_mtf([part]), "M") == "4/4"
 
 
+def test_an_upbeat_may_have_a_meter_of_its_own():
+    (part,) = read_notes(REEL).parts
+    text = to_mtf([part], meter=(1, 4), later_meters=[(1, 4, 4)])
+    assert field(text, "M") == "4/4"
+    assert bars(text) == bars(REEL)
+
+
+def test_the_last_of_two_meters_at_one_time_holds():
+    (part,) = read_notes(WALTZ).parts
+    text = to_mtf([part], meter=(4, 4), later_meters=[(0, 1, 4), (1, 3, 4)])
+    assert field(text, "M") == "3/4"
+    assert bars(text) == bars(WALTZ)
+
+
+COMMON_TIME, TRIPLE_TIME = "cdef gfed|edcd efge|" * 4, "c2d2ef|" * 8
+
+
+def test_notes_before_the_first_of_several_meters_are_in_common_time():
+    (part,) = read_notes("M:4/4\nL:1/8\nK:C\n" + COMMON_TIME + TRIPLE_TIME + "c8|").parts
+    text = to_mtf([part], meter=None, later_meters=[(32, 3, 4), (56, 4, 4)])
+    assert field(text, "M") == "4/4"
+    assert bars(text)[0] == bars("M:4/4\nL:1/8\nK:C\n" + COMMON_TIME)[0]
+
+
+def test_meters_move_with_the_notes_when_time_is_lost():
+    (part,) = read_notes("M:4/4\nL:1/8\nK:C\n" + COMMON_TIME + TRIPLE_TIME).parts
+    early = [Note(n.onset - 0.01 * number, n.end - 0.01 * number, n.pitch) for number, n in enumerate(part)]
+    exact = to_mtf([part], ticks=960, later_meters=[(32, 3, 4)])
+    assert bars(to_mtf([early], ticks=960, later_meters=[(early[64].onset, 3, 4)])) == bars(exact)
+
+
 def test_a_performance_without_beats():
     (part,) = read_notes(REEL).parts
     slow = [Note(n.onset * 1.2345 + 0.21, n.end * 1.2345 + 0.21, n.pitch) for n in part]
@@ -265,6 +317,9 @@ def test_without_notes_a_text_stays_as_it_is(text):
         "ticks_per_beat 32767\nnote_on 0 0 60 64\nnote_off 1 0 60 0",
         "ticks_per_beat -5\nnote_on 0 0 60 64\nnote_off 1 0 60 0",
         "ticks_per_beat 480\ntime_signature 1 64 24 8 0\nnote_on 0 0 60 64\nnote_off 1 0 60 0",
+        "ticks_per_beat 1\nnote_on 0 0 60 64\nnote_off 1 0 60 0\n"
+        + "time_signature 1 1048576 24 8 1\ntime_signature 2 1048576 24 8 1\n" * 20_000
+        + "note_on 0 0 60 64\nnote_off 1 0 60 0",
     ],
 )
 def test_odd_numbers_end_soon(text):
@@ -282,6 +337,11 @@ def test_a_patchilizer_of_this_form_cuts_bars():
 @pytest.mark.parametrize("step, unit", [(0.25, 0.25), (0.5, 0.5), (1.0, 1.0), (2.0, 2.0), (0.01, 0.0625), (50.0, 2.0)])
 def test_the_unit_is_the_usual_note(step, unit):
     assert find_unit([step * number for number in range(20)]) == unit
+
+
+@pytest.mark.parametrize("signature, name", [("Gb", "F# "), ("Cb", "B  "), ("C#", "Db "), ("Ebm", "Ebm")])
+def test_keys_of_many_accidentals(signature, name):
+    assert key(f"M:4/4\nL:1/8\nK:{signature}\nCDEF GABc|defg agfe|d8|") == name
 
 
 def test_key_names():

@@ -86,7 +86,11 @@ def write(music: Music) -> str:
         corrected = without_drift(onsets)
         has_beats = corrected is not None
         if has_beats:
-            line, rest = _at(onsets, corrected, line), _at(onsets, corrected, rest)
+            times = [time for time, *_ in music.meters]
+            moved = _moved(times, onsets, corrected)
+            meters = [(time, *meter) for time, (_, *meter) in zip(moved, music.meters, strict=True)]
+            music = replace(music, meters=meters)
+            line, rest = _moved_notes(line, onsets, corrected), _moved_notes(rest, onsets, corrected)
         else:
             line, rest = _in_beats(line, rest, music.tempos)
             music = Music(music.parts)
@@ -101,18 +105,19 @@ def write(music: Music) -> str:
     starts = _whole(starts)
     lines = [FIRST_LINE]
     if music.meters:
-        lines.append("M:{}/{}\n".format(*music.meters[0][1:]))
+        lines.append("M:{}/{}\n".format(*_first_meter(_meter_spans(music, line[-1].end))))
     if has_beats:
         lines.append(f"L:1/{4 / unit:.0f}\n")
     if rest and (voices := _voices(music.parts)) > 1:
         lines.append(f"V:{voices}\n")
     shift = (MAJOR_TONICS[sharps] + 5) % 12 - 5  # the nearest way to C
     bars = list(_bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit))
-    basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit)
     texts = [_melody_text(notes) for _, notes in bars]
     places = _fold(texts)
+    written = dict.fromkeys(bars[place][0] for place in places)
+    basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit, list(written))
     upbeat = min(bars[places[0]][1]) > 0
-    lines.append(f"B:{len({bars[place][0] for place in places}) - upbeat}\n")
+    lines.append(f"B:{len(written) - upbeat}\n")
     if music.marks:
         lines.append(f"Z:{' '.join(sorted(music.marks))}\n")
     key = key_name(sharps, tonic)
@@ -211,8 +216,10 @@ def find_key(onsets: Sequence[float], pitches: Sequence[int], stated: tuple[int,
         return round(fits[sharps], 2), -LIKELY.index(degree) if degree in LIKELY else -len(LIKELY), -abs(sharps)
 
     best = max(MAJOR_TONICS, key=rank)
-    if stated is not None and fits.get(stated[0], 0) >= fits[best] - TOLERANCE:
-        return stated
+    if stated is not None:
+        signature = (stated[0] + 5) % 12 - 5  # F sharp for G flat
+        if fits[signature] >= fits[best] - TOLERANCE:
+            return signature, stated[1]
     return best, final if (final - MAJOR_TONICS[best]) % 12 in COMMON else MAJOR_TONICS[best]
 
 
@@ -240,10 +247,14 @@ def _has_default_meter(music: Music, line: Sequence[Note]) -> bool:
     return exact < 0.9 * len(line)  # notes that are written, not heard or played, stand on the grid
 
 
-def _at(onsets: Sequence[float], others: np.ndarray, notes: list[Note]) -> list[Note]:
-    """Notes moved as the onsets of the melody are moved to others."""
-    moves = np.interp([note.onset for note in notes], onsets, others - np.asarray(onsets)) if notes else ()
-    return [Note(n.onset + float(by), n.end + float(by), n.pitch) for n, by in zip(notes, moves, strict=True)]
+def _moved(times: Sequence[float], onsets: Sequence[float], others: np.ndarray) -> list[float]:
+    """Times moved as the onsets of the melody are moved to others."""
+    return (np.asarray(times) + np.interp(times, onsets, others - np.asarray(onsets))).tolist() if times else []
+
+
+def _moved_notes(notes: list[Note], onsets: Sequence[float], others: np.ndarray) -> list[Note]:
+    moved = _moved([note.onset for note in notes], onsets, others)
+    return [Note(time, time + n.end - n.onset, n.pitch) for n, time in zip(notes, moved, strict=True)]
 
 
 def _in_beats(line: list[Note], rest: list[Note], tempos: list) -> tuple[list[Note], list[Note]]:
@@ -265,6 +276,23 @@ def _in_beats(line: list[Note], rest: list[Note], tempos: list) -> tuple[list[No
     return kept, [Note(counts[n.onset], counts[n.onset] + n.end - n.onset, n.pitch) for n in rest]
 
 
+def _meter_spans(music: Music, end: float) -> list[tuple[float, float, tuple[int, int]]]:
+    """From when until when each time signature holds, and its meter. Of several at one time, the last one does."""
+    meters = {time: (beats, unit) for time, beats, unit in sorted(music.meters, key=lambda meter: meter[0])}
+    if len(set(meters.values())) > 1 and min(meters) > 0:
+        meters = {0.0: DEFAULT_METER, **meters}  # as the standard of MIDI says
+    times = list(meters)
+    return [(time, max(after, time), meters[time]) for time, after in zip(times, [*times[1:], end], strict=False)]
+
+
+def _first_meter(spans: Sequence[tuple[float, float, tuple[int, int]]]) -> tuple[int, int]:
+    """The first meter that holds for more than one bar: programs write an upbeat as a bar of its own meter."""
+    for start, end, (beats, unit) in spans:
+        if end - start > 4 * beats / unit + NEAR:
+            return beats, unit
+    return spans[0][2]
+
+
 def _bar_starts(
     music: Music,
     onsets: list[float],
@@ -274,20 +302,20 @@ def _bar_starts(
     unit: float,
 ) -> list[float]:
     """Where the bars of MIDI begin: as several time signatures say, or where the notes suggest."""
-    meters = {time: (beats, value) for time, beats, value in music.meters}
-    if len(set(meters.values())) > 1:
-        starts = []
-        for (time, (beats, value)), after in zip(meters.items(), [*list(meters)[1:], onsets[-1] + 1], strict=True):
+    spans = _meter_spans(music, onsets[-1] + 1)
+    if len({meter for _, _, meter in spans}) > 1:
+        starts: list[float] = []
+        for start, end, (beats, value) in spans:
             length = 4 * beats / value
-            count = min(math.ceil(max(after - time, 0) / length - NEAR), MAX_BARS)
-            starts += [time + length * number for number in range(count)]
+            count = min(math.ceil((end - start) / length - NEAR), MAX_BARS - len(starts))
+            starts += [start + length * number for number in range(count)]
         return starts or [0.0]
     scale = UNIT / unit  # to eighth notes
 
     def on_step(time: float) -> float:
         return round(time * scale * 4) / 4
 
-    beats, value = next(iter(meters.values()), (0, 0))
+    beats, value = spans[0][2] if spans else (0, 0)
     starts = find_bars(
         [on_step(time) for time in onsets],
         pitches,
@@ -343,20 +371,25 @@ def _bars(melody: list[tuple[float, int]], starts: list[float], unit: float) -> 
         yield bar, parts[bar, part]
 
 
+def _bar_steps(starts: list[float], unit: float) -> int:
+    """The number of steps in most bars."""
+    lengths = Counter(round((b - a) / unit * 2) for a, b in zip(starts, starts[1:], strict=False))
+    return max(lengths.most_common(1)[0][0] if lengths else 16, 1)
+
+
 def _part_steps(starts: list[float], unit: float) -> int:
     """The number of steps in a patch: a bar, or a half or a quarter of it if it has too many."""
-    lengths = Counter(round((b - a) / unit * 2) for a, b in zip(starts, starts[1:], strict=False))
-    steps = max(lengths.most_common(1)[0][0] if lengths else 16, 1)
+    steps = _bar_steps(starts, unit)
     while steps > MAX_STEPS and steps % 2 == 0:
         steps //= 2
     return min(steps, MAX_STEPS)
 
 
-def _bass(notes: list[tuple[float, int]], starts: list[float], unit: float) -> dict[int, str]:
-    """The text of the bass in each bar in which it changes: the lowest note of each half."""
+def _bass(notes: list[tuple[float, int]], starts: list[float], unit: float, written: Sequence[int]) -> dict[int, str]:
+    """The text of the bass in each written bar in which it changes: the lowest note of each half."""
     if not notes:
         return {}
-    half = max(_part_steps(starts, unit) // 2, 1)
+    half = min(max(_bar_steps(starts, unit) // 2, 1), MAX_STEPS)
     lowest: dict[tuple[int, int], int] = {}
     for onset, pitch in notes:
         bar = max(bisect_right(starts, onset + unit / 4 - NEAR) - 1, 0)
@@ -364,7 +397,7 @@ def _bass(notes: list[tuple[float, int]], starts: list[float], unit: float) -> d
         lowest[key] = min(lowest.get(key, pitch), pitch)
     texts: dict[int, str] = {}
     before = None
-    for bar in sorted({bar for bar, _ in lowest}):
+    for bar in written:
         steps = {}
         for number in (0, 1):
             pitch = lowest.get((bar, number))
