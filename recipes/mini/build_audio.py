@@ -112,7 +112,7 @@ def play(names: Iterable[str], data: Path, font: tuple[str, str], workers: int |
     """Writes the spectrograms that audio features of these names are computed from."""
     names = sorted(names)
     return run_batch(
-        partial(_play, font=font),
+        partial(_play, data=data, font=font),
         [_notes(data, name) for name in names],
         [_played(data, name) for name in names],
         output_root=data / "played",
@@ -188,10 +188,12 @@ def _variant(name: str) -> str:
     return name.replace(".npy", "~.npy")
 
 
-def _play(source: Path, target: Path, font: tuple[str, str]) -> None:
+def _play(source: Path, target: Path, data: Path, font: tuple[str, str]) -> None:
     rng = random.Random(f"{source.parent.name}/{source.name}")
     music = read_notes(source.read_text("utf-8"))
     if font == TIMGM6MB:
+        score = (data / "abc" / source.relative_to(data / "mtf")).with_suffix(".abc")
+        music.bars = read_notes(score.read_text("utf-8")).bars if score.exists() else []  # which MIDI has not
         music = performed(music, rng)
         font = rng.choice((TIMGM6MB, None))
     sound = render(music, font, rng)

@@ -16,6 +16,7 @@ from pathlib import Path
 import music21
 
 from clamplib.formats.notation import split_tunes
+from clamplib.formats.notes import KEY
 from clamplib.formats.score_files import score_to_musicxml
 from recipes.mini.texts import Facts
 
@@ -289,12 +290,11 @@ def with_key(facts: Facts, key_field: str, final_bass: int | None) -> Facts:
 
 def read_key(field: str) -> tuple[str | None, str | None]:
     """Returns tonic and mode of an ABC K: field, or None for both if it names none."""
-    match = re.match(r"\s*([A-G])([b#]?)\s*([A-Za-z]*)", field)
+    match = KEY.match(field)
     if not match:
         return None, None
-    word = match[3]
-    mode = "minor" if word == "m" else "major" if word == "M" else MODES.get(word[:3].lower())
-    return match[1] + match[2], mode or "major"
+    letter, accidental, mode = match.groups()
+    return letter + accidental, MODES.get(mode[:3].lower(), "major")
 
 
 def sung_language(xml: str) -> str | None:

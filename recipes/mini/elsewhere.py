@@ -24,6 +24,7 @@ from clamplib.audio import WINDOW_SECONDS, Waveform
 from clamplib.audio.decoding import windows
 from clamplib.audio.spectral import MINIMUM, RATE, spectral_features, spectrogram
 from clamplib.embedding.encoding import encode_audio, encode_scores
+from clamplib.files import atomic_path
 from clamplib.formats.mtf import midi_to_mtf
 from clamplib.jobs import run_jobs
 from clamplib.models.variants import load_clamp3
@@ -38,7 +39,6 @@ from recipes.mini.evaluate import (
     mrr,
     print_table,
     row,
-    unit,
 )
 from recipes.mini.render import recorded
 
@@ -103,16 +103,13 @@ def elsewhere_rows(model, data: Path, collection: str | None = None) -> list[dic
         rows += kind_rows(model, facts, vectors[hand], f"kind of tune, {HANDS[hand]}", kinds)
     for hand in ("chords", "abc2midi"):
         rows += free_sentence_rows(model, vectors[hand], facts, HANDS[hand])
-    return rows + recording_rows(model, tunes, written, vectors["chords"], folder, kinds)
+    return rows + recording_rows(model, tunes, vectors["chords"], folder, kinds)
 
 
-def recording_rows(
-    model, tunes: list[dict], written: list[dict], abc: np.ndarray, folder: Path, kinds: Sequence[str]
-) -> list[dict]:
+def recording_rows(model, tunes: list[dict], abc: np.ndarray, folder: Path, kinds: Sequence[str]) -> list[dict]:
     """Rows about recordings with accompaniment by a synthesizer and a sound font that training does not use."""
     order = drawn_clips(tunes, kinds)
-    chosen = [(tunes[number]["id"], written[number]["midi"]) for number in order]
-    heard = write_files(partial(write_recordings, folder=folder), chosen, "recorded")
+    heard = write_files(partial(write_recordings, folder=folder), [tunes[n]["id"] for n in order], "recorded")
     rows = []
     for name, label in RECORDINGS.items():
         kept = [number for number in sorted(heard) if heard[number][name]]
@@ -121,7 +118,7 @@ def recording_rows(
         audio = encode_audio(model, [np.array(heard[number][name], dtype=np.float32) for number in kept])
         where = np.array([order[number] for number in kept])
         note = f"{len(kept)} clips, {len(tunes)} tunes; chance {chance_mrr(len(tunes)):.3f}"
-        rows.append(row(f"{label} to ABC, MRR", found_mrr(audio, abc, where), note))
+        rows.append(row(f"{label} to ABC, MRR", mrr(audio, abc, where), note))
         rows += kind_rows(model, [facts_of(tunes[n]) for n in where], audio, f"kind of tune, {label}", kinds)
     played = [number for number in sorted(heard) if heard[number]["transcribed"]]
     if not played:  # basic-pitch is not installed
@@ -129,7 +126,7 @@ def recording_rows(
     notes = encode_scores(model, [heard[number]["transcribed"] for number in played])
     where = np.array([order[number] for number in played])
     note = f"{len(played)} clips; transcribed by basic-pitch"
-    rows.append(row("transcribed MIDI to ABC, MRR", found_mrr(notes, abc, where), note))
+    rows.append(row("transcribed MIDI to ABC, MRR", mrr(notes, abc, where), note))
     return rows + kind_rows(model, [facts_of(tunes[n]) for n in where], notes, "kind of tune, transcribed MIDI", kinds)
 
 
@@ -191,24 +188,22 @@ def write_hands(record: dict, data: Path, folder: Path) -> dict[str, str]:
             "hand": midi_to_mtf(hands.by_hand(abc, rng)),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        midi = path.with_suffix(".mid")
-        played.save(midi)
-        path.write_text(json.dumps({**texts, "midi": str(midi)}), encoding="utf-8")
+        played.save(path.with_suffix(".mid"))
+        write_json(path, texts)
     return json.loads(path.read_text("utf-8"))
 
 
-def write_recordings(item: tuple[str, str], folder: Path) -> dict:
+def write_recordings(name: str, folder: Path) -> dict:
     """Returns the features of recordings of a tune (see RECORDINGS), and the transcription of one in MTF.
 
     They are kept.
     """
     import mido
 
-    name, midi = item
     path = folder / f"{name}.recordings.json"
     if not path.exists():
         rng = random.Random(zlib.crc32(name.encode()))
-        played = mido.MidiFile(midi)
+        played = mido.MidiFile(folder / f"{name}.mid")
         sound = hands.by_fluidsynth(played, rng)
         texts = {
             "fluidsynth": features_of(sound).tolist(),
@@ -219,8 +214,13 @@ def write_recordings(item: tuple[str, str], folder: Path) -> dict:
             else [],
             "transcribed": midi_to_mtf(hands.by_basic_pitch(sound)) if hands.has_basic_pitch() else "",
         }
-        path.write_text(json.dumps(texts), encoding="utf-8")
+        write_json(path, texts)
     return json.loads(path.read_text("utf-8"))
+
+
+def write_json(path: Path, value: dict) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value), encoding="utf-8")
 
 
 def features_of(sound: np.ndarray) -> np.ndarray:
@@ -228,13 +228,6 @@ def features_of(sound: np.ndarray) -> np.ndarray:
     return spectral_features(spectrogram(list(windows(Waveform(sound, RATE), RATE, WINDOW_SECONDS, minimum=MINIMUM))))[
         None
     ]
-
-
-def found_mrr(queries: np.ndarray, references: np.ndarray, right: np.ndarray) -> float:
-    """Returns the MRR of queries whose right references have the numbers `right`."""
-    similarity = unit(queries) @ unit(references).T
-    own = similarity[np.arange(len(right)), right]
-    return float(np.mean(1 / (similarity >= own[:, None]).sum(1)))
 
 
 def kind_rows(model, facts: list, music: np.ndarray, name: str, kinds: Sequence[str]) -> list[dict]:

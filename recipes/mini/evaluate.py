@@ -240,16 +240,18 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return normalize(vectors)[0]
 
 
-def mrr(queries: np.ndarray, references: np.ndarray) -> float:
-    return _metrics(queries, references)["mrr"]
+def mrr(queries: np.ndarray, references: np.ndarray, target: np.ndarray | None = None) -> float:
+    """Returns the MRR of queries whose correct references are the rows `target`; None: their own rows."""
+    return _metrics(queries, references, target)["mrr"]
 
 
 def hit10(queries: np.ndarray, references: np.ndarray) -> float:
     return _metrics(queries, references)["hit@10"]
 
 
-def _metrics(queries: np.ndarray, references: np.ndarray) -> dict:
-    return retrieval_metrics(vector_ranks(unit(queries), unit(references), np.arange(len(queries))))
+def _metrics(queries: np.ndarray, references: np.ndarray, target: np.ndarray | None = None) -> dict:
+    target = np.arange(len(queries)) if target is None else target
+    return retrieval_metrics(vector_ranks(unit(queries), unit(references), target))
 
 
 def chance_mrr(count: int) -> float:

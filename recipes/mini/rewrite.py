@@ -17,12 +17,13 @@ STYLES = ("block", "oom-pah", "arpeggio", "drone")
 
 def performed(music: Music, rng: random.Random) -> Music:
     """Performs a piece as somebody might: with another touch, register, swing or timing, alone or accompanied."""
-    music = replace(music, parts=[list(part) for part in music.parts], bars=[], roots=[], marks=set())
+    music = replace(music, parts=[list(part) for part in music.parts], roots=[], marks=set())
     if len(music.parts) == 1 and rng.random() < ACCOMPANIED:
         accompany(music, rng)
     for share, change in ((0.15, swing), (0.15, move_octave), (0.25, loosen), (0.5, touch)):
         if rng.random() < share:
             change(music, rng)
+    music.bars = []
     music.parts = [sorted(part) for part in music.parts if part]
     return music
 
@@ -44,13 +45,12 @@ def accompany(music: Music, rng: random.Random) -> None:
     """Adds chords that fit the melody, on a channel of their own or on its channel."""
     melody = music.parts[0]
     sharps = music.key[0] if music.key else 0
-    beats, unit = music.meters[0][1:] if music.meters else (4, 4)
-    bar = 4 * beats / unit
+    bar = bar_length(music)
     length = bar if bar <= 3 or rng.random() < 0.4 else bar / 2
     style = rng.choice(STYLES)
-    start = 0.0
+    start = upbeat_length(music)
     chords: list[Note] = []
-    place = 0
+    place = sum(note.onset < start - 1e-4 for note in melody)
     while start < melody[-1].end:
         sounding: list[Note] = []
         while place < len(melody) and melody[place].onset < start + length - 1e-4:
@@ -63,6 +63,18 @@ def accompany(music: Music, rng: random.Random) -> None:
         melody += chords
     else:
         music.parts.append(chords)
+
+
+def bar_length(music: Music) -> float:
+    """The length of the first meter's bar in quarter notes."""
+    beats, unit = music.meters[0][1:] if music.meters else (4, 4)
+    return 4 * beats / unit
+
+
+def upbeat_length(music: Music) -> float:
+    """The length of the notes before the first whole bar in quarter notes."""
+    first = music.bars[0][1:2] if music.bars else []
+    return first[0] if first and first[0] < bar_length(music) - 1e-4 else 0.0
 
 
 def chord_at(notes: Sequence[Note], sharps: int) -> tuple[int, ...]:
@@ -90,13 +102,13 @@ def _strike(pitches: list[int], start: float, length: float, style: str) -> list
 
 def swing(music: Music, rng: random.Random) -> None:
     """Delays the off-beat eighth notes of even meters."""
-    beats, unit = music.meters[0][1:] if music.meters else (4, 4)
-    if unit == 8:
+    if music.meters and music.meters[0][2] == 8:
         return
     late = rng.uniform(0.06, 0.18)
+    upbeat = upbeat_length(music)
 
     def moved(time: float) -> float:
-        return time + late if abs(time % 1 - 0.5) < 0.01 else time
+        return time + late if abs((time - upbeat) % 1 - 0.5) < 0.01 else time
 
     for number, part in enumerate(music.parts):
         music.parts[number] = [Note(moved(n.onset), max(moved(n.end), moved(n.onset) + 0.05), n.pitch) for n in part]

@@ -4,7 +4,7 @@ import csv
 import json
 import random
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mido
@@ -21,9 +21,9 @@ from clamplib.models.settings import load_settings
 from recipes.mini import build, hands, leave_out
 from recipes.mini.convert import Notes, convert, opening_steps, to_midi, without_labels
 from recipes.mini.corpus import KINDS, CorpusPiece, corpus_pieces, read_key, sung_language, with_key
-from recipes.mini.elsewhere import drawn_clips, found_mrr
-from recipes.mini.evaluate import HeldOut, chance_mrr, equal_text_ceiling, is_right, tfidf_neighbors
-from recipes.mini.rewrite import mishear, transcribed
+from recipes.mini.elsewhere import drawn_clips
+from recipes.mini.evaluate import HeldOut, chance_mrr, equal_text_ceiling, is_right, mrr, tfidf_neighbors
+from recipes.mini.rewrite import accompany, mishear, swing, transcribed
 from recipes.mini.texts import Facts
 
 TUNE = """X:7
@@ -82,7 +82,7 @@ def test_opening_reads_the_first_voice_and_the_top_of_chords():
         ("Am", ("A", "minor")),
         ("F# Minor", ("F#", "minor")),
         ("ADor", ("A", "dorian")),
-        ("EM", ("E", "major")),
+        ("EM", ("E", "minor")),  # the case of a mode has no meaning
         ("Bbmix", ("Bb", "mixolydian")),
         ("none", (None, None)),
     ],
@@ -194,6 +194,20 @@ def test_a_transcription_of_sound_has_neither_parts_nor_meter_nor_key():
     assert part == sorted(part) and 1.7 * count < len(part) < 2.6 * count
 
 
+def test_accompaniment_and_swing_keep_to_the_bars_after_an_upbeat():
+    music = read_notes("M:4/4\nL:1/8\nK:G\nG|" + "GABc dedB|cABG AGEF|" * 4)
+    for seed in range(20):
+        accompanied = replace(music, parts=[list(music.parts[0])])
+        accompany(accompanied, random.Random(seed))
+        chords = [note for part in accompanied.parts for note in part if note not in music.parts[0]]
+        assert min(chords).onset == 0.5
+        assert {0.5 + 4 * bar for bar in range(8)} <= {note.onset for note in chords}
+    swung = replace(music, parts=[list(music.parts[0])])
+    swing(swung, random.Random(0))
+    late = [b.onset - a.onset for a, b in zip(music.parts[0], swung.parts[0], strict=True)]
+    assert set(late[1::2]) == {0} and min(late[::2]) > 0.05
+
+
 def test_some_transcriptions_end_before_the_music_does():
     """As half a minute of a recording does."""
     line = read_notes("M:4/4\nL:1/8\nK:G\n" + "GABc dedB|cABG AGEF|" * 32).parts[0]  # 256 quarter notes
@@ -294,7 +308,7 @@ def test_every_kind_has_enough_clips():
 def test_clips_are_ranked_among_all_tunes():
     tunes = np.eye(3)
     clips = np.array([[1, 0, 0], [0.9, 0.1, 0.5]])
-    assert found_mrr(clips, tunes, np.array([0, 1])) == pytest.approx((1 + 1 / 3) / 2)
+    assert mrr(clips, tunes, np.array([0, 1])) == pytest.approx((1 + 1 / 3) / 2)
 
 
 def test_the_baseline_describes_a_tune_by_its_nearest_training_tunes(tmp_path):
