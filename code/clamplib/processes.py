@@ -79,10 +79,11 @@ class Limits:
 
     def time(self, job: Any) -> float:
         """Returns the seconds that a job may take: a path, bytes, or a tuple that begins with one."""
-        return self.seconds + _size(job) / BYTES_PER_SECOND
+        return self.seconds + size_of(job) / BYTES_PER_SECOND
 
 
-def _size(job: Any) -> int:
+def size_of(job: Any) -> int:
+    """Returns the bytes of a job: a path, bytes, or a tuple that begins with one. 0 for others."""
     item = job[0] if isinstance(job, tuple) and job else job
     if isinstance(item, bytes):
         return len(item)

@@ -101,6 +101,16 @@ def test_items_in_memory_are_read_within_the_limits(tiny_geometry, golden, monke
     assert asked == [Limits(seconds=7)]
 
 
+def test_large_files_are_read_within_the_limits(tiny_geometry, tmp_path, monkeypatch):
+    """Also those that need no conversion."""
+    asked = []
+    monkeypatch.setattr(reading, "run_jobs", lambda *_, limits, **__: asked.append(limits) or [])
+    for name in ("small.abc", "large.abc", "large.mtf"):
+        (tmp_path / name).write_text("C" * (1000 if name == "small.abc" else 2_000_000))
+        list(read_ahead(Reader(tiny_geometry, Limits(seconds=7)), [tmp_path / name]))
+    assert asked == [Limits(seconds=7)] * 2
+
+
 def test_verbose_gives_the_traceback(tmp_path):
     (tmp_path / "bad.mid").write_text("no MIDI")
     quiet = run("embed", str(tmp_path), str(tmp_path / "out"), "--variant", "mini")

@@ -44,6 +44,7 @@ from clamplib.formats.notation import (
 )
 from clamplib.formats.score_files import SCORE_SUFFIXES, Tune, decode_text, read_text, score_text, score_to_abc
 from clamplib.jobs import LIMITS, Limits, Outcome, run_in_turn, run_jobs
+from clamplib.processes import size_of
 
 if TYPE_CHECKING:  # which brings transformers; processes that only read do without it
     from clamplib.models.geometry import Geometry
@@ -64,6 +65,7 @@ FOREIGN_MARKS = (STREAM_MARK, DECODER_MARK)
 AS_FOUND, CONVERTED = "as found", "converted"  # how notes in ABC were read that is not interleaved
 
 FEW = 16  # items to convert for which starting processes is not worth it
+LARGE = 1_000_000  # bytes of ABC or MTF
 MANY = 1000  # items to read as found for which it is
 READ_AHEAD = 512  # items that are read before the model takes them
 NAMED = 3  # files in a warning
@@ -121,7 +123,8 @@ def read_ahead(
 ) -> Iterator[Outcome]:
     """Reads items, in other processes while the model is busy, where there are enough to make that worth it.
 
-    Files and bytes that must be converted are always read in other processes, within the limits of the reader.
+    Large files, and files and bytes that must be converted, are always read in other processes, within the limits of
+    the reader.
 
     Args:
         modality: of all items; None: what each is.
@@ -131,7 +134,7 @@ def read_ahead(
         Outcomes whose value is a Reading, in no particular order.
     """
     read = partial(reader, modality=modality)
-    slow = [item for item in items if _is_converted(item, reader)]
+    slow = [item for item in items if _is_slow(item, reader)]
     foreign = any(isinstance(item, os.PathLike | bytes) for item in slow)
     few = workers in (0, 1) or (workers is None and len(slow) < FEW and len(items) < MANY)
     if few and not foreign:
@@ -141,12 +144,14 @@ def read_ahead(
     return _noted(outcomes, items, reader)
 
 
-def _is_converted(item: Any, reader: Reader) -> bool:
-    """Whether reading an item means converting it, which takes long."""
+def _is_slow(item: Any, reader: Reader) -> bool:
+    """Whether reading an item may take long, as converting it does."""
     if not isinstance(item, os.PathLike):
         return not isinstance(item, str)
     suffix = Path(item).suffix.lower()
-    return suffix not in SEQUENCE_SUFFIXES or (suffix == ".abc" and reader.abc == CONVERTED)
+    if suffix not in SEQUENCE_SUFFIXES or (suffix == ".abc" and reader.abc == CONVERTED):
+        return True
+    return suffix in (".abc", ".mtf") and size_of(item) > LARGE
 
 
 def _noted(outcomes: Iterable[Outcome], items: Sequence[Any], reader: Reader) -> Iterator[Outcome]:
