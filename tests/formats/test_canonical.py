@@ -262,6 +262,15 @@ def test_an_upbeat_may_have_a_meter_of_its_own():
     assert bars(text) == bars(REEL)
 
 
+def test_an_upbeat_before_several_meters():
+    """MIDI does not say that a piece begins with an upbeat, but the change of meter stands on a bar line."""
+    (part,) = read_notes("M:4/4\nL:1/8\nK:C\ng2|" + COMMON_TIME + TRIPLE_TIME).parts
+    text = to_mtf([part], later_meters=[(33, 3, 4)], key="C")
+    assert bars(text)[:2] == bars("M:4/4\nL:1/8\nK:C\ng2|" + COMMON_TIME)[:2]
+    (reel,) = read_notes(REEL).parts
+    assert bars(to_mtf([reel], later_meters=[(reel[-1].end, 3, 4)])) == bars(REEL)
+
+
 def test_the_last_of_two_meters_at_one_time_holds():
     (part,) = read_notes(WALTZ).parts
     text = to_mtf([part], meter=(4, 4), later_meters=[(0, 1, 4), (1, 3, 4)])
@@ -319,6 +328,9 @@ def test_without_notes_a_text_stays_as_it_is(text):
         "ticks_per_beat 480\ntime_signature 1 64 24 8 0\nnote_on 0 0 60 64\nnote_off 1 0 60 0",
         "ticks_per_beat 1\nnote_on 0 0 60 64\nnote_off 1 0 60 0\n"
         + "time_signature 1 1048576 24 8 1\ntime_signature 2 1048576 24 8 1\n" * 20_000
+        + "note_on 0 0 60 64\nnote_off 1 0 60 0",
+        "ticks_per_beat 1\ntime_signature 1 16777216 24 8 0\nnote_on 0 0 60 64\nnote_off 1 0 60 0\n"
+        + "set_tempo 500000 268435455\n" * 40_000
         + "note_on 0 0 60 64\nnote_off 1 0 60 0",
     ],
 )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from clamplib.files import InputError
 from clamplib.formats.notes import parse_key, read_notes
 
 
@@ -34,6 +35,13 @@ def played(abc: str) -> list[tuple[float, float, int]]:
         ("[c-E]2[cF]2|", [(0, 2, 72), (0, 1, 64), (1, 1, 65)]),
         ('["Am"!accent!CE]2 D|', [(0, 1, 60), (0, 1, 64), (1, 0.5, 62)]),
         ("[1 C D [EG]2:|[2 F|]", [(0, 0.5, 60), (0.5, 0.5, 62), (1, 1, 64), (1, 1, 67), (2, 0.5, 65)]),
+        ("C D| % a bad bag", [(0, 0.5, 60), (0.5, 0.5, 62)]),
+        ("C D|!E F|!", [(0, 0.5, 60), (0.5, 0.5, 62), (1, 0.5, 64), (1.5, 0.5, 65)]),  # ! may end a line
+        ("+fermata+C D|", [(0, 0.5, 60), (0.5, 0.5, 62)]),
+        ("C D & (3E-EF|F F|", [(0, 0.5, 60), (0.5, 0.5, 62), (1, 0.5, 65), (1.5, 0.5, 65)]),
+        ("C4|X2|C4|", [(0, 2, 60), (10, 2, 60)]),
+        ("cBA:|\nd:|\ne::f|", [(n / 2, 0.5, pitch) for n, pitch in enumerate((72, 71, 69, 74, 76, 77))]),
+        ("C|\n%%begintext\nA bad bag|\n%%endtext\nD|", [(0, 0.5, 60), (0.5, 0.5, 62)]),
         ("|:C D:|1 E:|2 F|]", [(0, 0.5, 60), (0.5, 0.5, 62), (1, 0.5, 64), (1.5, 0.5, 65)]),
     ],
 )
@@ -78,6 +86,53 @@ def test_a_voice_has_its_own_key_and_unit():
     assert [note.pitch for note in first] == [61, 62]
     assert [note.pitch for note in second] == [61, 63]
     assert [note.end for note in first] == [note.end for note in second] == [4, 8]
+
+
+def test_what_stands_around_a_tune_is_not_music():
+    header = "\ufeffX:1\nT:A tune\nN:Played at\n a bad bag\n  M:2/4\nV:1\nV:2\n  K:A\n"
+    after = "\nA great dance, and a bad one.\n"
+    first, second = read_notes(header + "[V:1]C4|[V:2]E4|\n[V:1]A,4|[V:2]c4|\n" + after).parts
+    assert first == [(0, 1, 61), (1, 2, 57)]
+    assert second == [(0, 1, 64), (1, 2, 73)]
+    assert read_notes("N:Oh\x85 a faded deed\nK:C\nC|").parts == [[(0, 0.5, 60)]]
+
+
+def test_several_tunes_are_refused():
+    with pytest.raises(InputError, match="expected one tune of ABC, got 2"):
+        read_notes("X:1\nK:C\nC|\n\nX:2\nK:C\nD|\n")
+
+
+@pytest.mark.parametrize(
+    "properties, pitch",
+    [
+        ("clef=bass", 60),
+        ("treble-8", 48),
+        ("clef=treble+8", 72),
+        ("bass octave=-2", 36),
+        ("bass transpose=-3", 57),
+        ('nm="treble-8"', 60),
+    ],
+)
+def test_clefs_and_octaves_move_the_notes(properties, pitch):
+    for head in (f"K:C\nV:1 {properties}\n", f"K:C {properties}\n", f"K:C\n[K:C {properties}]"):
+        assert read_notes(f"L:1/8\nM:4/4\n{head}C|[K:bass octave=0 transpose=0]^C-|C").parts == [
+            [(0, 0.5, pitch), (0.5, 1.5, 61)]
+        ]
+
+
+@pytest.mark.parametrize("text, meter", [("6/8", (6, 8)), ("C|", (2, 2)), ("(2+2+3)/8", (7, 8)), ("2+3/4", (5, 4))])
+def test_meters(text, meter):
+    assert read_notes(f"M:{text}\nK:C\nC|").meters == [(0, *meter)]
+
+
+def test_the_meter_of_a_voice_is_that_of_its_rests():
+    score = "L:1/4\nM:4/4\nK:C\nV:1\nC4|[M:3/4]C3|\nV:2\nZ|C4|\n"
+    assert read_notes(score).parts[1] == [(4, 8, 60)]
+
+
+def test_abc_without_bar_lines_has_no_bars():
+    assert read_notes("K:C\nCDEF").bars == []
+    assert read_notes("K:C\nCDEF|").bars == [[0, 2]]
 
 
 def test_chord_symbols_are_roots():

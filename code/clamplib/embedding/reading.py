@@ -37,8 +37,8 @@ from clamplib.formats.notation import (
     FIELD,
     abc_to_xml,
     interleave,
+    only_tune,
     running_converter,
-    split_tunes,
     summarize_error,
     xml_to_abc,
 )
@@ -347,12 +347,7 @@ def _of_abc(text: str, abc: str) -> Content:
         return Content("score", text)
     if abc != CONVERTED:
         return Content("score", text, AS_FOUND)
-    tunes = split_tunes(text)
-    if len(tunes) != 1:
-        raise InputError(
-            f"expected one tune of ABC, got {len(tunes)}; score_files.list_tunes takes a file of many apart"
-        )
-    return Content("score", interleave(xml_to_abc(abc_to_xml(tunes[0]).encode())), CONVERTED)
+    return Content("score", interleave(xml_to_abc(abc_to_xml(only_tune(text)).encode())), CONVERTED)
 
 
 def is_interleaved(abc: str) -> bool:

@@ -9,7 +9,7 @@ values and the layout of bars.
     M:6/8                       the meter, if the music states it
     L:1/8                       the melody's usual note, if the music has beats
     V:2                         the mean number of notes that sound together, if it is above 1
-    B:16                        the number of bars, without an upbeat
+    B:16                        the number of bars in which the melody has notes, without an upbeat
     Z:bow grace slur            marks that the music was written with, if it is ABC and has any
     E m A,..|                   the bass at the beginning of the bar, where it changes
     E m E5..G5..B5..|           a bar: two characters for each step, a pitch or ..
@@ -24,6 +24,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 
@@ -98,14 +99,15 @@ def write(music: Music) -> str:
     bass = [(note.onset, note.pitch) for note in sorted(rest)] or [(time, 36 + root) for time, root in music.roots]
     sharps, tonic = find_key(onsets, pitches, music.key)
     unit = find_unit(onsets)
+    spans = _meter_spans(music, onsets[-1])
     if music.bars:
         starts = music.bars[number]
     else:
-        starts = _bar_starts(music, onsets, pitches, bass, MAJOR_TONICS[sharps], unit)
+        starts = _bar_starts(spans, onsets, pitches, bass, MAJOR_TONICS[sharps], unit)
     starts = _whole(starts)
     lines = [FIRST_LINE]
-    if music.meters:
-        lines.append("M:{}/{}\n".format(*_first_meter(_meter_spans(music, line[-1].end))))
+    if spans:
+        lines.append("M:{}/{}\n".format(*_first_meter(spans)))
     if has_beats:
         lines.append(f"L:1/{4 / unit:.0f}\n")
     if rest and (voices := _voices(music.parts)) > 1:
@@ -276,13 +278,16 @@ def _in_beats(line: list[Note], rest: list[Note], tempos: list) -> tuple[list[No
     return kept, [Note(counts[n.onset], counts[n.onset] + n.end - n.onset, n.pitch) for n in rest]
 
 
-def _meter_spans(music: Music, end: float) -> list[tuple[float, float, tuple[int, int]]]:
-    """From when until when each time signature holds, and its meter. Of several at one time, the last one does."""
-    meters = {time: (beats, unit) for time, beats, unit in sorted(music.meters, key=lambda meter: meter[0])}
+def _meter_spans(music: Music, last: float) -> list[tuple[float, float, tuple[int, int]]]:
+    """From when until when each time signature holds, and its meter.
+
+    Of several at one time, the last one does. Those after the last note are left out.
+    """
+    meters = {time: (beats, unit) for time, beats, unit in sorted(music.meters, key=itemgetter(0)) if time <= last}
     if len(set(meters.values())) > 1 and min(meters) > 0:
         meters = {0.0: DEFAULT_METER, **meters}  # as the standard of MIDI says
-    times = list(meters)
-    return [(time, max(after, time), meters[time]) for time, after in zip(times, [*times[1:], end], strict=False)]
+    ends = [*list(meters)[1:], last + 1]
+    return [(time, end, meter) for (time, meter), end in zip(meters.items(), ends, strict=False)]
 
 
 def _first_meter(spans: Sequence[tuple[float, float, tuple[int, int]]]) -> tuple[int, int]:
@@ -294,7 +299,7 @@ def _first_meter(spans: Sequence[tuple[float, float, tuple[int, int]]]) -> tuple
 
 
 def _bar_starts(
-    music: Music,
+    spans: Sequence[tuple[float, float, tuple[int, int]]],
     onsets: list[float],
     pitches: list[int],
     bass: list[tuple[float, int]],
@@ -302,11 +307,14 @@ def _bar_starts(
     unit: float,
 ) -> list[float]:
     """Where the bars of MIDI begin: as several time signatures say, or where the notes suggest."""
-    spans = _meter_spans(music, onsets[-1] + 1)
     if len({meter for _, _, meter in spans}) > 1:
         starts: list[float] = []
         for start, end, (beats, value) in spans:
             length = 4 * beats / value
+            upbeat = (end - start) % length
+            if not starts and unit / 4 < upbeat < length - unit / 4:
+                starts.append(start)
+                start += upbeat
             count = min(math.ceil((end - start) / length - NEAR), MAX_BARS - len(starts))
             starts += [start + length * number for number in range(count)]
         return starts or [0.0]

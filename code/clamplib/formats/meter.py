@@ -101,10 +101,11 @@ def _concentration(
 
     If bars begin where the harmony changes, each has the notes of one chord.
     """
-    bars = np.floor((onsets - upbeats + NEAR) / length).astype(int)  # [upbeats, notes]
+    bars = np.floor((onsets - upbeats + NEAR) / length)  # [upbeats, notes]
     bars -= bars.min()
     if bars.max() >= MAX_BARS:
         return np.zeros(len(upbeats))
+    bars = bars.astype(int)
     shares = np.zeros((len(upbeats), bars.max() + 1, 12))
     np.add.at(shares, (np.arange(len(upbeats))[:, None], bars, pitches % 12), weights)
     return (shares**2).sum((1, 2)) / np.maximum((shares.sum(2) ** 2).sum(1), NEAR)

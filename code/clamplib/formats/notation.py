@@ -203,6 +203,16 @@ def split_tunes(abc: str) -> list[str]:
     return split
 
 
+def only_tune(abc: str) -> str:
+    """Returns the one tune of ABC without the prose around it. InputError for several tunes."""
+    tunes = split_tunes(abc.removeprefix("\ufeff"))
+    if len(tunes) != 1:
+        raise InputError(
+            f"expected one tune of ABC, got {len(tunes)}; score_files.list_tunes takes a file of many apart"
+        )
+    return tunes[0]
+
+
 def _without_free_text(tune: str) -> str:
     """Removes paragraphs of prose after the tune, whose letters would be read as notes.
 

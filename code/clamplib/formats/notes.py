@@ -10,7 +10,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from clamplib.formats.mtf import FIRST_WORD
+from clamplib.formats.notation import only_tune
 
+OCTAVE = 12  # semitones
 HIGHEST = 127  # pitch of MIDI
 DRUMS = 9  # General MIDI's channel for drums
 SCALE = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}  # semitones above C
@@ -18,7 +20,7 @@ FIFTHS = {"F": -1, "C": 0, "G": 1, "D": 2, "A": 3, "E": 4, "B": 5}  # sharps in 
 MODES = {"maj": 0, "ion": 0, "m": -3, "min": -3, "aeo": -3, "dor": -2, "mix": -1, "phr": -4, "lyd": 1, "loc": -5}
 ORDER_OF_SHARPS = "FCGDAEB"
 KEY = re.compile(r"\s*([A-G])([#b]?)\s*([A-Za-z]*)")
-METER = re.compile(r"\s*(\d{1,2})/(\d{1,2})")
+METER = re.compile(r"\s*\(?(\d{1,2}(?:\+\d{1,2}){0,9})\)?/(\d{1,2})")
 METER_SIGNS = {"C|": (2, 2), "C": (4, 4)}
 TUPLET_TIMES = {2: 3, 3: 2, 4: 3, 5: 2, 6: 2, 7: 2, 8: 3, 9: 2}  # ABC: p notes in the time of q
 _LENGTH = r"(\d{0,3})(/*)(\d{0,3})"
@@ -29,31 +31,36 @@ def _named_length(name: str) -> str:
 
 
 TOKEN = re.compile(
-    r'"(?P<quoted>[^"]{0,200})"|![^!]{0,50}!|\{[^}]{0,200}\}'  # chord symbols, decorations, grace notes
+    r'"(?P<quoted>[^"]{0,200})"|\{[^}]{0,200}\}|%.*'  # chord symbols, grace notes, comments
+    r"|![^!|\s]{0,50}!|\+(?=[^+|\s]{0,50}[h-z])[^+|\s]{0,50}\+"  # decorations
     r"|\[(?P<field>[A-Za-z]):(?P<value>[^\]]{0,200})\]"
     r"|\((?P<tuplet>[2-9])(?::(?P<times>\d?))?(?::(?P<count>\d{0,2}))?"
     rf"|(?P<note>(?P<accidental>\^\^|__|[_^=])?(?P<letter>[A-Ga-g])(?P<octave>[,']*){_named_length('note')})"
     rf"|\[(?P<chord>[^][|:]{{1,200}})\]{_named_length('chord')}"
-    rf"|(?P<rest>[zx]){_named_length('rest')}|(?P<bars>Z\d{{0,3}})"
+    rf"|(?P<rest>[zx]){_named_length('rest')}|(?P<bars>[ZX]\d{{0,3}})"
     r"|(?P<bar>[|\]:]{0,8}\|[|\]:]{0,8}|::|:\])|(?P<broken>[<>]+)|(?P<tie>-)|(?P<overlay>&)"
 )
 MARK = re.compile(
-    r'"[^"]{0,200}"|\[[A-Za-z]:[^\]]{0,200}\]'  # not in quoted words and in fields
+    r'"[^"]{0,200}"|\[[A-Za-z]:[^\]]{0,200}\]|%.*'  # not in quoted words, fields and comments
     r"|(?P<bow>[uv](?=\W{0,4}[A-Ga-g])|!(?:up|down)bow!)|(?P<staccato>\.(?=\W{0,3}[A-Ga-g])|!staccato!)"
     r"|(?P<trill>T(?=\W{0,4}[A-Ga-g])|!trill!)|(?P<fermata>H(?=\W{0,4}[A-Ga-g])|!fermata!)|(?P<roll>~|!roll!)"
-    r"|(?P<grace>\{)|(?P<tuplet>\([2-9])|(?P<slur>\()|(?P<repeat>:\||\|:|::)|(?P<section>\|\|)|![^!]{0,50}!"
+    r"|(?P<grace>\{)|(?P<tuplet>\([2-9])|(?P<slur>\()|(?P<repeat>:\||\|:|::)|(?P<section>\|\|)|![^!|\s]{0,50}!"
 )
 NOTE = re.compile(rf"(\^\^|__|[_^=])?([A-Ga-g])([,']*){_LENGTH}")
 NOTE_OF_CHORD = re.compile(NOTE.pattern + r"(-?)")
 WORDS = re.compile(r'"[^"]*"|![^!]*!')
-RECENT = 16  # notes, at most, that a tie or a broken rhythm makes longer
+RECENT = 16  # notes, at most, whose ends a tie or a broken rhythm moves
 LONGEST_DELTA = 2**28 - 1  # ticks that MIDI can write
 LARGEST_NUMBER = 2**24  # of a tempo, or of a note value
 CACHED = 12  # characters of a note: longer ones would let a file fill the memory
 ROOT = re.compile(r"([A-G])([#b]?)")
 ALTERS = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
 TICKS = re.compile(r"\S+ +(\d{1,5})")
-FIELD_LINE = re.compile(r"([A-Za-z+]):(.*)|%")
+FIELD_LINE = re.compile(r"([A-Za-z+]):(?![|:])(.*)|%")
+KEY_LINE = re.compile(r"(?m)^[ \t]*K:")
+LINE_END = re.compile(r"\r\n?|\n")
+CLEF = re.compile(r"(?:^|[\s=])(?:treble|alto|tenor|bass|soprano|mezzo|baritone)\d?(?:([+-])(8|15))?(?=\s|$)")
+MOVE = re.compile(r"\b(octave|transpose)=(-?\d{1,2})\b")
 
 
 class Note(NamedTuple):
@@ -96,14 +103,28 @@ def read_notes(text: str) -> Music:
 
 
 def read_abc(text: str) -> Music:
-    """Reads one tune of ABC. What cannot be read as notes is skipped. Repeats are not played out."""
+    """Reads one tune of ABC. What cannot be read as notes is skipped. Repeats are not played out.
+
+    Raises:
+        InputError: there are several tunes.
+    """
     reader = _AbcReader()
-    for line in text.splitlines():
+    in_header = KEY_LINE.search(text) is not None
+    is_prose = False
+    for line in LINE_END.split(only_tune(text)):
+        if in_header:
+            line = line.lstrip()
+        if line.startswith("%%"):
+            is_prose = line.startswith("%%begin") or is_prose and not line.startswith("%%end")
         found = FIELD_LINE.match(line)
+        if is_prose:
+            continue
         if not found:
-            reader.read_line(line)
+            if not in_header:
+                reader.read_line(line)
         elif found[1]:
             reader.read_field(found[1], found[2].partition("%")[0].strip())
+            in_header = in_header and found[1] != "K"
     return reader.music()
 
 
@@ -116,6 +137,25 @@ def parse_key(text: str) -> tuple[int, int] | None:
     change = {"#": 1, "b": -1, "": 0}[accidental]
     sharps = FIFTHS[letter] + 7 * change + MODES.get(mode[:3].lower(), 0)
     return sharps, (SCALE[letter] + change) % 12
+
+
+def parse_meter(text: str) -> tuple[int, int] | None:
+    """Returns (beats, unit) of a meter such as `6/8`, `C|` or `(2+2+3)/8`; None for others."""
+    match = METER.match(text)
+    if not match:
+        return METER_SIGNS.get(text.strip())
+    beats, unit = sum(map(int, match[1].split("+"))), int(match[2])
+    return (beats, unit) if beats and unit else None
+
+
+def parse_moves(text: str) -> dict[str, int]:
+    """Returns the semitones by which a clef, `octave=` and `transpose=` in a V: or K: field move the notes."""
+    text = WORDS.sub("", text)
+    moves = {name: int(number) * (OCTAVE if name == "octave" else 1) for name, number in MOVE.findall(text)}
+    if clef := CLEF.search(text):
+        sign, steps = clef.groups()
+        moves["clef"] = {None: 0, "8": OCTAVE, "15": 2 * OCTAVE}[steps] * (-1 if sign == "-" else 1)
+    return moves
 
 
 def _times(times: str, slashes: str, divisor: str) -> float:
@@ -137,7 +177,8 @@ class _Symbol(NamedTuple):
     @classmethod
     def of(cls, accidental: str, letter: str, octave: str) -> "_Symbol":
         name = letter.upper()
-        pitch = 60 + SCALE[name] + 12 * letter.islower() + 12 * (octave.count("'") - octave.count(","))
+        octaves = letter.islower() + octave.count("'") - octave.count(",")
+        pitch = 60 + SCALE[name] + OCTAVE * octaves
         return cls(ALTERS[accidental] if accidental else None, name, letter + octave, pitch)
 
 
@@ -149,9 +190,12 @@ def _parse_note(text: str) -> tuple[_Symbol, float]:
 
 
 class _Voice:
-    def __init__(self, unit: float | None, signature: dict[str, int]):
-        self.unit = unit  # L: in quarter notes
-        self.signature = signature
+    def __init__(self):
+        self.unit = 0.5  # L: in quarter notes
+        self.meter = (4, 4)
+        self.signature: dict[str, int] = {}
+        self.moves: dict[str, int] = {}  # semitones
+        self.move = 0  # their sum
         self.notes: list[Note] = []
         self.bars = [0.0]
         self.now = 0.0
@@ -167,11 +211,11 @@ class _Voice:
 
 class _AbcReader:
     def __init__(self):
-        self.unit: float | None = None  # of all voices, as the header says
-        self.signature: dict[str, int] = {}
+        self.header = _Voice()  # with what all voices have in common
         self.voices: dict[str, _Voice] = {}
+        self.begun = False  # the notes, among which L:, M: and K: are those of one voice
+        self.has_unit = False
         self.voice = self._voice("1")
-        self.begun = False  # the notes, among which L: and K: are those of one voice
         self.meters: list[tuple[float, int, int]] = []
         self.key: tuple[int, int] | None = None
         self.roots: list[tuple[float, int]] = []
@@ -180,32 +224,56 @@ class _AbcReader:
     def _voice(self, name: str) -> _Voice:
         voice = self.voices.get(name)
         if voice is None:
-            voice = self.voices[name] = _Voice(self.unit, self.signature)
+            voice = self.voices[name] = _Voice()
+            if self.begun:
+                self._share(voice)
         return voice
 
+    def _share(self, voice: _Voice) -> None:
+        """Gives a voice what the header says."""
+        voice.unit, voice.meter, voice.signature = self.header.unit, self.header.meter, self.header.signature
+        voice.moves = {**self.header.moves, **voice.moves}
+        voice.move = sum(voice.moves.values())
+
+    def _begin(self) -> None:
+        """Ends the header, whose unit, meter and key are those of all voices until they have their own."""
+        if not self.has_unit:
+            beats, unit = self.header.meter
+            self.header.unit = 0.25 if beats / unit < 0.75 else 0.5
+        for voice in self.voices.values():
+            self._share(voice)
+        self.begun = True
+
     def read_field(self, letter: str, value: str) -> None:
+        scope = self.voice if self.begun else self.header
         if letter == "K":
-            self._read_key(value)
+            self._read_key(value, scope)
+            self._move(parse_moves(value), scope)
         elif letter == "M":
-            match = METER.match(value)
-            meter = (int(match[1]), int(match[2])) if match else METER_SIGNS.get(value.strip())
-            if meter and all(meter):
+            meter = parse_meter(value)
+            if meter:
+                scope.meter = meter
                 self.meters.append((self.voice.now, *meter))
         elif letter == "L":
             match = METER.match(value)
-            if match and int(match[1]) and int(match[2]):
-                scope = self.voice if self.begun else self
-                scope.unit = 4 * int(match[1]) / int(match[2])
+            if match and (meter := parse_meter(value)):
+                scope.unit = 4 * meter[0] / meter[1]
+                self.has_unit = True
         elif letter == "V":
-            name = value.split()
+            name, _, properties = value.strip().partition(" ")
             if name:
-                self.voice = self._voice(name[0])
+                self.voice = self._voice(name)
+                self._move(parse_moves(properties), self.voice)
 
-    def _read_key(self, value: str) -> None:
+    def _move(self, moves: dict[str, int], scope: _Voice) -> None:
+        if moves:
+            scope.moves = {**scope.moves, **moves}
+            scope.move = sum(scope.moves.values())
+
+    def _read_key(self, value: str, scope: _Voice) -> None:
         key = parse_key(value)
         if key and self.key is None:
             self.key = key
-        scope = self.voice if self.begun else self
         signature = dict(scope.signature)
         if key:
             letters = ORDER_OF_SHARPS[: key[0]] if key[0] > 0 else ORDER_OF_SHARPS[key[0] :] if key[0] else ""
@@ -213,15 +281,6 @@ class _AbcReader:
         for sign, letter in re.findall(r"(?<!\w)(\^|_|=)([a-gA-G])\b", value):
             signature[letter.upper()] = ALTERS[sign]
         scope.signature = signature
-
-    def _begin(self) -> None:
-        """Begins with the notes."""
-        if self.unit is None:
-            _, beats, unit = self.meters[-1] if self.meters else (0, 4, 4)
-            self.unit = 0.25 if beats / unit < 0.75 else 0.5
-        for voice in self.voices.values():
-            voice.unit, voice.signature = self.unit, self.signature
-        self.begun = True
 
     def read_line(self, line: str) -> None:
         if not line.strip():
@@ -231,6 +290,8 @@ class _AbcReader:
             self._begin()
         for token in TOKEN.finditer(line):
             voice, kind = self.voice, token.lastgroup
+            if voice.muted and kind not in ("bar", "value"):
+                continue
             if kind == "note":
                 text = token[0]
                 parse = _parse_note if len(text) <= CACHED else _parse_note.__wrapped__
@@ -244,7 +305,7 @@ class _AbcReader:
                 self._read_chord(token)
             elif token["quoted"]:
                 root = ROOT.match(token["quoted"])
-                if root and not voice.muted:
+                if root:
                     pitch = SCALE[root[1]] + {"#": 1, "b": -1, "": 0}[root[2]]
                     self.roots.append((voice.now, pitch % 12))
             elif token["field"]:
@@ -260,7 +321,7 @@ class _AbcReader:
             elif kind == "overlay":
                 voice.muted = True
             elif token["bars"]:
-                _, beats, unit = self.meters[-1] if self.meters else (0, 4, 4)
+                beats, unit = voice.meter
                 self._advance(4 * beats / unit * int(token["bars"][1:] or 1))
 
     def _read_chord(self, token: re.Match) -> None:
@@ -282,7 +343,7 @@ class _AbcReader:
         """The pitch of a note whose accidental has been read."""
         voice = self.voice
         alter = voice.accidentals.get(symbol.place)
-        return symbol.pitch + (voice.signature.get(symbol.letter, 0) if alter is None else alter)
+        return symbol.pitch + voice.move + (voice.signature.get(symbol.letter, 0) if alter is None else alter)
 
     def _length(self, token: re.Match, name: str) -> float:
         return self.voice.unit * _times(token[f"{name}_times"], token[f"{name}_slashes"], token[f"{name}_divisor"])
@@ -290,8 +351,6 @@ class _AbcReader:
     def _advance(self, length: float) -> float:
         """Moves on by a length in its tuplet and broken rhythm. Returns the length that it takes."""
         voice = self.voice
-        if voice.muted:
-            return 0.0
         left, factor = voice.tuplet
         if left:
             length *= factor
@@ -304,8 +363,6 @@ class _AbcReader:
 
     def _add_notes(self, notes: list["_Symbol"], length: float) -> None:
         voice = self.voice
-        if voice.muted:
-            return
         if voice.tuplet[0] or voice.factor != 1.0:
             length = self._advance(length)
         else:
@@ -327,7 +384,7 @@ class _AbcReader:
         """Makes a tied note longer, if the symbol goes on with one. An accidental goes on over a bar line."""
         voice = self.voice
         pitch = tied.get(symbol.place)
-        if pitch is None or symbol.alter is not None and symbol.pitch + symbol.alter != pitch:
+        if pitch is None or symbol.alter is not None and symbol.pitch + voice.move + symbol.alter != pitch:
             return False
         for place in range(max(len(voice.notes) - RECENT, 0), len(voice.notes)):
             note = voice.notes[place]
@@ -340,8 +397,6 @@ class _AbcReader:
     def _break(self, marks: str) -> None:
         """A > B is a dotted A before a short B, A < B the reverse."""
         voice = self.voice
-        if voice.muted:
-            return
         short = 0.5 ** min(len(marks), 3)
         factor = 2 - short if marks[0] == ">" else short
         change = voice.length * (factor - 1)
@@ -362,6 +417,8 @@ class _AbcReader:
     def music(self) -> Music:
         voices = [voice for voice in self.voices.values() if voice.notes]
         parts, bars = [voice.notes for voice in voices], [voice.bars for voice in voices]
+        if all(len(starts) == 1 for starts in bars):
+            bars = []
         return Music(parts, bars, self.meters, self.key, self.roots, marks=self.marks)
 
 
