@@ -193,7 +193,8 @@ def _play(source: Path, target: Path, data: Path, font: tuple[str, str]) -> None
     music = read_notes(source.read_text("utf-8"))
     if font == TIMGM6MB:
         score = (data / "abc" / source.relative_to(data / "mtf")).with_suffix(".abc")
-        music.bars = read_notes(score.read_text("utf-8")).bars if score.exists() else []  # which MIDI has not
+        bars = read_notes(score.read_text("utf-8")).bars if score.exists() else []
+        music.bars = [starts[:2] for starts in bars]  # the upbeat, which MIDI does not tell
         music = performed(music, rng)
         font = rng.choice((TIMGM6MB, None))
     sound = render(music, font, rng)

@@ -37,6 +37,7 @@ MAX_TEXT_LENGTH = 48
 TEXT_MODEL_NAME = "../../out/mini/text_model"
 AUDIO_HIDDEN_SIZE = 448
 AUDIO_NUM_LAYERS = 2
+MAX_AUDIO_LENGTH = 8  # the windows of half a minute, which training recordings have, and two frames around them
 
 # M3
 M3_NUM_EPOCH = 1

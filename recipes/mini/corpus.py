@@ -151,9 +151,10 @@ def _tune_facts(abc: str, folder: str, collection: str | None, origin: str | Non
         origin = _essen_origin(_field(abc, "O") or "")
     if re.match(r"(?i)irish", composer) or re.search(r"(?i)\birish", title or ""):
         origin = "Irish"
+    kind = _tune_kind(abc, folder, title or "")
     return Facts(
         title=_tidy_title(title),
-        kind=_tune_kind(abc, folder, title or ""),
+        kind="slip jig" if kind == "jig" and metre == "9/8" else kind,
         tonic=tonic,
         mode=mode,
         metre=METRES.get(metre, metre if re.fullmatch(r"\d+/\d+", metre) else None),

@@ -3,11 +3,12 @@
 import copy
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from clamplib.formats.canonical import MINOR_MODES, MINOR_NAMES, NAMES, canonical, write
 from clamplib.formats.notes import read_notes
-from recipes.mini.rewrite import transcribed
+from recipes.mini.rewrite import transcribed, with_chord_symbols
 
 PERFORMANCES = 4  # per piece in its own key
 MOVED_PERFORMANCES = 2  # and in each other key
@@ -35,6 +36,8 @@ def write_forms(record: dict, data: Path, keys: dict[str, int]) -> dict[str, lis
     if "raw" in files:
         own.append(canonical(files["abc"]))
     music = read_notes(score)
+    if len(music.parts) == 1 and not music.roots:
+        own.append(write(replace(with_chord_symbols(music, rng), marks=set())))
 
     def perform(count: int) -> list[str]:
         if len(music.parts) > 1:

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+from clamplib.formats.canonical import MINOR
 from clamplib.formats.notes import Music, Note
 
 TRIADS = ((0, 4, 7), (2, 5, 9), (4, 7, 11), (5, 9, 0), (7, 11, 2), (9, 0, 4))  # of a major scale
@@ -12,6 +13,8 @@ ACCOMPANIED = 0.5  # share of the performances of a single voice
 MISHEARD = 0.3  # share of the performances that are transcribed from sound
 EXCERPTS = 0.5  # share of these that end where half a minute of sound may
 EXCERPT_QUARTERS = (24, 72)  # length of the music without its repeats
+EIGHTH = 0.5  # quarter notes
+OVERLAP = 0.15  # quarter notes by which notes are held into the next one, at most
 STYLES = ("block", "oom-pah", "arpeggio", "drone")
 
 
@@ -36,39 +39,90 @@ def transcribed(music: Music, rng: random.Random) -> Music:
         return music
     if rng.random() < 0.3:
         music.key = None
+    elif music.key:
+        music.key = as_midi_states(music.key)
     if rng.random() < 0.3:
         music.meters = []
     return music
 
 
+def as_midi_states(key: tuple[int, int]) -> tuple[int, int]:
+    """Returns the (sharps, tonic) of a key as MIDI can state it, which knows no other modes than major and minor."""
+    sharps, tonic = key
+    major = 7 * sharps % 12
+    return sharps, tonic if (tonic - major) % 12 == MINOR else major
+
+
 def accompany(music: Music, rng: random.Random) -> None:
     """Adds chords that fit the melody, on a channel of their own or on its channel."""
-    melody = music.parts[0]
-    sharps = music.key[0] if music.key else 0
-    bar = bar_length(music)
-    length = bar if bar <= 3 or rng.random() < 0.4 else bar / 2
     style = rng.choice(STYLES)
-    start = upbeat_length(music)
     chords: list[Note] = []
-    place = sum(note.onset < start - 1e-4 for note in melody)
-    while start < melody[-1].end:
-        sounding: list[Note] = []
-        while place < len(melody) and melody[place].onset < start + length - 1e-4:
-            sounding.append(melody[place])
-            place += 1
-        pitches = [48 + (degree + 7 * sharps) % 12 for degree in chord_at(sounding, sharps)]
-        chords += _strike(pitches, start, length, style)
-        start += length
+    for start, length, triad in chords_of(music, halves=rng.random() < 0.6):
+        chords += _strike([48 + pitch for pitch in triad], start, length, style, beat_length(music))
     if rng.random() < 0.15:
-        melody += chords
+        music.parts[0] += chords
     else:
         music.parts.append(chords)
+
+
+def with_chord_symbols(music: Music, rng: random.Random) -> Music:
+    """Writes chord symbols over a melody."""
+    roots = [(start, triad[0]) for start, _, triad in chords_of(music, halves=rng.random() < 0.6)]
+    return replace(music, roots=roots)
+
+
+def chords_of(music: Music, halves: bool) -> list[tuple[float, float, tuple[int, ...]]]:
+    """Finds chords that fit a melody from its first whole bar on.
+
+    Args:
+        music: of one part.
+        halves: bars of four quarter notes or more get a chord for each half, where they have one.
+
+    Returns:
+        For each chord its onset, its length and its pitch classes, the root first.
+    """
+    (melody,) = music.parts
+    sharps = music.key[0] if music.key else 0
+    bar, beat = bar_length(music), beat_length(music)
+    length = bar / 2 if halves and bar >= 4 and round(bar / beat) % 2 == 0 else bar
+    chords = []
+    place = 0
+    for first, end in bar_spans(music):
+        start = first
+        while start < end - 1e-4:
+            until = min(start + length, end)
+            sounding: list[Note] = []
+            while place < len(melody) and melody[place].onset < until - 1e-4:
+                if melody[place].onset > start - 1e-4:
+                    sounding.append(melody[place])
+                place += 1
+            triad = chord_at(sounding, sharps)
+            chords.append((start, until - start, tuple((degree + 7 * sharps) % 12 for degree in triad)))
+            start = until
+    return chords
 
 
 def bar_length(music: Music) -> float:
     """The length of the first meter's bar in quarter notes."""
     beats, unit = music.meters[0][1:] if music.meters else (4, 4)
     return 4 * beats / unit
+
+
+def beat_length(music: Music) -> float:
+    """The length of the first meter's beat in quarter notes: three units in compound meters."""
+    beats, unit = music.meters[0][1:] if music.meters else (4, 4)
+    return (3 if unit == 8 and beats % 3 == 0 and beats > 3 else 1) * 4 / unit
+
+
+def bar_spans(music: Music) -> list[tuple[float, float]]:
+    """The bars from the first whole one on, as written; those after the last bar line follow the meter."""
+    bar, end = bar_length(music), max(note.end for note in music.parts[0])
+    starts = [start for start in music.bars[0] if start < end - 1e-4] if music.bars else [0.0]
+    if upbeat_length(music):
+        starts = starts[1:] or starts
+    while starts[-1] + bar < end - 1e-4:
+        starts.append(starts[-1] + bar)
+    return list(zip(starts, [*starts[1:], starts[-1] + bar], strict=True))
 
 
 def upbeat_length(music: Music) -> float:
@@ -86,18 +140,25 @@ def chord_at(notes: Sequence[Note], sharps: int) -> tuple[int, ...]:
     return max(fits, key=fits.get)
 
 
-def _strike(pitches: list[int], start: float, length: float, style: str) -> list[Note]:
+def _strike(pitches: list[int], start: float, length: float, style: str, beat: float) -> list[Note]:
     root, third, fifth = pitches
+    end = start + length
     if style == "block":
-        return [Note(start, start + length, pitch) for pitch in pitches]
+        return [Note(start, end, pitch) for pitch in pitches]
     if style == "drone":
-        return [Note(start, start + length, root - 12), Note(start, start + length, fifth - 12)]
+        return [Note(start, end, root - 12), Note(start, end, fifth - 12)]
+    notes = []
     if style == "oom-pah":
-        half = length / 2
-        return [Note(start, start + half, root - 12)] + [Note(start + half, start + length, p) for p in pitches]
-    step = length / 4
-    order = (root, third, fifth, third)
-    return [Note(start + step * n, start + step * (n + 1), pitch) for n, pitch in enumerate(order)]
+        for number in range(max(round(length / beat), 1)):
+            time = start + number * beat
+            struck = pitches if number else [root - 12]
+            notes += [Note(time, min(time + beat, end), pitch) for pitch in struck]
+        return notes
+    order = (root, third, fifth) if beat % 1 else (root, third, fifth, third)
+    for number in range(max(round(length / EIGHTH), 1)):
+        time = start + number * EIGHTH
+        notes.append(Note(time, min(time + EIGHTH, end), order[number % len(order)]))
+    return notes
 
 
 def swing(music: Music, rng: random.Random) -> None:
@@ -164,4 +225,5 @@ def touch(music: Music, rng: random.Random) -> None:
     """Holds notes shorter or longer than written."""
     share = rng.choice((0.4, 0.6, 0.8, 0.95, 1.3))
     for number, part in enumerate(music.parts):
-        music.parts[number] = [note._replace(end=note.onset + share * (note.end - note.onset)) for note in part]
+        ends = [min(note.onset + share * (note.end - note.onset), note.end + OVERLAP) for note in part]
+        music.parts[number] = [note._replace(end=end) for note, end in zip(part, ends, strict=True)]

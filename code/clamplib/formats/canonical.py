@@ -40,6 +40,7 @@ SCALE = (0, 2, 4, 5, 7, 9, 11)
 MAJOR_TONICS = {sharps: 7 * sharps % 12 for sharps in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)}
 SCALES = {sharps: [(tonic + degree) % 12 for degree in SCALE] for sharps, tonic in MAJOR_TONICS.items()}
 MODES = {0: " ", 9: "m", 2: "d", 7: "x", 4: "p", 5: "l", 11: "o"}  # by degree of the tonic, the likeliest first
+MINOR = 9  # semitones from the tonic of a major key to that of the minor key with its signature
 MINOR_MODES = "mdp"  # whose tonics are spelled as those of minor keys
 LIKELY = list(MODES)
 COMMON = (0, 9, 2, 7)  # degrees that a final note makes the tonic
@@ -55,6 +56,7 @@ NEAR_ABOVE = 8
 DEFAULT_METER = (4, 4)
 GRID = 24  # steps of a quarter note on which written notes stand
 MAX_STEPS = 28  # of one patch
+CHARACTERS = 2  # of a step
 MAX_BARS = 100_000
 PHRASES = (48, 40, 36, 32, 24, 20, 18, 16, 14, 12, 10, 9, 8, 7, 6, 5, 4)  # bars that are compared for repeats
 # by a number of bars, the place in PHRASES of the longest phrase that has no more
@@ -98,6 +100,8 @@ def write(music: Music) -> str:
     onsets, pitches = [note.onset for note in line], [note.pitch for note in line]
     bass = [(note.onset, note.pitch) for note in sorted(rest)] or [(time, 36 + root) for time, root in music.roots]
     sharps, tonic = find_key(onsets, pitches, music.key)
+    if len(music.parts) > 1 and tonic == MAJOR_TONICS[sharps] and final_bass(music.parts) == (tonic + MINOR) % 12:
+        tonic = (tonic + MINOR) % 12  # programs write a signature without a mode, or as that of a major key
     unit = find_unit(onsets)
     spans = _meter_spans(music, onsets[-1])
     if music.bars:
@@ -115,7 +119,8 @@ def write(music: Music) -> str:
     shift = (MAJOR_TONICS[sharps] + 5) % 12 - 5  # the nearest way to C
     bars = list(_bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit))
     texts = [_melody_text(notes) for _, notes in bars]
-    places = _fold(texts)
+    # In MIDI that plays repeats out, a phrase ends with the upbeat of what follows.
+    places = _fold(texts, None if music.bars else CHARACTERS * (3 * _part_steps(starts, unit) // 4))
     written = dict.fromkeys(bars[place][0] for place in places)
     basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit, list(written))
     upbeat = min(bars[places[0]][1]) > 0
@@ -223,6 +228,12 @@ def find_key(onsets: Sequence[float], pitches: Sequence[int], stated: tuple[int,
         if fits[signature] >= fits[best] - TOLERANCE:
             return signature, stated[1]
     return best, final if (final - MAJOR_TONICS[best]) % 12 in COMMON else MAJOR_TONICS[best]
+
+
+def final_bass(parts: Sequence[Sequence[Note]]) -> int:
+    """Returns the pitch class of the lowest note of those that end the music."""
+    last = max(part[-1].onset for part in parts)
+    return min(note.pitch for part in parts for note in part if note.onset > last - 2 * TOGETHER) % 12
 
 
 def key_name(sharps: int, tonic: int) -> str:
@@ -431,8 +442,16 @@ def _melody_text(notes: dict[int, int]) -> str:
     return "".join(steps) + "|\n"
 
 
-def _fold(texts: Sequence[str]) -> list[int]:
-    """Returns the places of the bars that are left without phrases that repeat the bars before them."""
+def _fold(texts: Sequence[str], last_bar: int | None = None) -> list[int]:
+    """Finds the bars that are left without phrases that repeat the bars before them.
+
+    Args:
+        texts: of the bars.
+        last_bar: the characters of a phrase's last bar that must agree; None: all.
+
+    Returns:
+        The places of the bars.
+    """
     places: list[int] = []
     kept: list[str] = []
     place = 0
@@ -442,7 +461,11 @@ def _fold(texts: Sequence[str]) -> list[int]:
             if kept[-size] != texts[place] and kept[1 - size] != texts[place + 1]:
                 continue  # most phrases differ in both of their first bars, and need no other comparison
             pairs = zip(kept[-size:], texts[place : place + size], strict=True)
-            if sum(a != b for a, b in pairs) <= size // 8:
+            different = sum(a != b for a, b in pairs)
+            end, repeated_end = kept[-1], texts[place + size - 1]
+            if end != repeated_end and _beginning(end, last_bar) == _beginning(repeated_end, last_bar):
+                different -= 1
+            if different <= size // 8:
                 place += size
                 break
         else:
@@ -450,3 +473,7 @@ def _fold(texts: Sequence[str]) -> list[int]:
             kept.append(texts[place])
             place += 1
     return places
+
+
+def _beginning(text: str, count: int | None) -> str:
+    return text[:count].rstrip(".|\n")
