@@ -33,6 +33,7 @@ FREE_SENTENCES = Path(__file__).with_name("free_sentences.json")
 NEIGHBORS = 10
 SONG_LANGUAGES = ("German", "French", "English")
 ENSEMBLES = ("song", "string quartet")
+MARKS = re.compile(r"(?m)^Z:.*\n")  # of the canonical form
 
 
 class HeldOut:
@@ -119,11 +120,15 @@ def tune_rows(model, tunes: HeldOut, data: Path) -> list[dict]:
         rows.append(row(f"{language} text to ABC, MRR", other, f"{other / english:.0%} of English"))
     raw = tunes.texts("raw")
     form = model.geometry.make_patchilizer().form  # which reads notes by the header
-    hidden = [hide_header(form(score)) for score in tunes.texts("abc")]
+    forms = [form(score) for score in tunes.texts("abc")]
+    hidden = [hide_header(each) for each in forms]
+    unmarked = encode_scores(model, [MARKS.sub("", each) for each in forms])
     tfidf = tfidf_neighbors(data, tunes, captions)
     return rows + [
         row("text to raw ABC as found, MRR", mrr(text, encode_scores(model, raw))),
         row("text to ABC with header lines hidden, MRR", mrr(text, encode_scores(model, hidden))),
+        row("text to ABC without its kinds of marks, MRR", mrr(text, unmarked)),  # which tell the transcriber
+        *zero_shot(model, tunes, unmarked, "kind", KINDS, "seven kinds of tune without them"),
         row("TF-IDF nearest neighbors, text to ABC, MRR", tfidf, f"margin {english - tfidf:+.3f}"),
     ]
 

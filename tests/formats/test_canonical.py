@@ -218,6 +218,21 @@ def test_repeats_that_are_played_out_are_heard_once():
     assert len(bars(head + "GABc dedB|" * 3)) == 3  # a short phrase may be meant
 
 
+def test_a_phrase_that_midi_repeats_may_end_with_the_next_upbeat():
+    """As MIDI has no bar lines, the upbeat of what follows stands in the last bar of the phrase."""
+    four, rest = "G2BG dGBG|A2cA eAcA|G2BG dGBd|cAFA G2", "g2dg bgdg|f2ag fdef|gfed cBAG|FDEF G2"
+    head = "M:4/4\nL:1/8\nK:G\n"
+    (part,) = read_notes(f"{head}D2|{four}D2|{four}ef|{rest}ef|{rest}z2|").parts
+    assert field(to_mtf([part]), "B") == "8"
+
+
+@pytest.mark.parametrize("bass, name", [("E,8", "E m"), ("G,8", "G  ")])
+def test_a_score_that_ends_on_the_minor_tonic_is_in_minor(bass, name):
+    """Programs write a signature without a mode, or as that of a major key."""
+    score = "M:4/4\nL:1/8\nK:G\nV:1\nV:2\n[V:1]GABc dedB|[V:2]E,8|\n[V:1]G8|[V:2]" + bass + "|\n"
+    assert key(score) == name
+
+
 def test_repeats_from_the_beginning_are_heard_once():
     """Some programs go back to the beginning of the tune at every repeat that does not say where it starts."""
     a, b, c = "GABc dedB|A2cA eAcA|GABc d2ef|g2fe d2c2|", "b2ab gabg|f2ag fdef|g4 e4|d8|", "D8|E8|F4 G4|A4 B4|"

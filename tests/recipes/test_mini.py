@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import re
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import pytest
 
 from clamplib.app.demo import HELD_OUT
 from clamplib.audio.spectral import RATE
-from clamplib.formats.canonical import canonical, write
+from clamplib.formats.canonical import canonical, top_line, write
 from clamplib.formats.mtf import midi_to_mtf
-from clamplib.formats.notes import Music, read_notes
+from clamplib.formats.notes import Music, parse_key, read_notes
 from clamplib.models import distributed
 from clamplib.models.settings import load_settings
 from recipes.mini import build, hands, leave_out
@@ -23,7 +24,7 @@ from recipes.mini.convert import Notes, convert, opening_steps, to_midi, without
 from recipes.mini.corpus import KINDS, CorpusPiece, corpus_pieces, read_key, sung_language, with_key
 from recipes.mini.elsewhere import drawn_clips
 from recipes.mini.evaluate import HeldOut, chance_mrr, equal_text_ceiling, is_right, mrr, tfidf_neighbors
-from recipes.mini.rewrite import accompany, mishear, swing, transcribed
+from recipes.mini.rewrite import accompany, as_midi_states, mishear, swing, touch, transcribed, with_chord_symbols
 from recipes.mini.texts import Facts
 
 TUNE = """X:7
@@ -207,6 +208,44 @@ def test_accompaniment_and_swing_keep_to_the_bars_after_an_upbeat():
     swing(swung, random.Random(0))
     late = [b.onset - a.onset for a, b in zip(music.parts[0], swung.parts[0], strict=True)]
     assert set(late[1::2]) == {0} and min(late[::2]) > 0.05
+
+
+@pytest.mark.parametrize("meter, eighths", [("9/8", 9), ("6/8", 6), ("3/4", 6), ("2/2", 8), ("2/4", 4), ("12/8", 12)])
+def test_chords_are_struck_on_eighth_notes_within_their_bars(meter, eighths):
+    music = read_notes(f"M:{meter}\nL:1/8\nK:G\n" + ("G" * eighths + "|") * 4 + "GAB|" + ("G" * eighths + "|") * 2)
+    bars = music.bars[0][:-1]
+    for seed in range(20):
+        accompanied = replace(music, parts=[list(music.parts[0])])
+        accompany(accompanied, random.Random(seed))
+        chords = {note for part in accompanied.parts for note in part if note not in music.parts[0]}
+        assert all(note.onset % 0.5 == 0 and note.end > note.onset for note in chords)
+        assert set(bars) <= {note.onset for note in chords}  # also after the short bar
+
+
+def test_chord_symbols_fit_the_melody():
+    music = read_notes("M:4/4\nL:1/8\nK:D\nA|" + "d2f2 a2f2|e2c2 A2c2|d8|")
+    assert with_chord_symbols(music, random.Random(0)).roots[0] == (0.5, 2)
+    assert {root for _, root in with_chord_symbols(music, random.Random(0)).roots} == {2, 9}
+
+
+def test_long_notes_do_not_hide_the_next_ones():
+    music = read_notes(MUSIC)
+    for seed in range(20):
+        held = replace(music, parts=[list(music.parts[0])])
+        touch(held, random.Random(seed))
+        assert len(top_line(held.parts[0])) == len(music.parts[0])
+
+
+@pytest.mark.parametrize(
+    "key, stated", [("D", (2, 2)), ("Bm", (2, 11)), ("Edor", (2, 2)), ("Amix", (2, 2)), ("Gb", (-6, 6))]
+)
+def test_midi_states_major_and_minor_keys(key, stated):
+    assert as_midi_states(parse_key(key)) == stated
+
+
+def test_jigs_in_nine_eight_are_slip_jigs():
+    kinds = Counter((piece.facts.kind, piece.facts.metre) for piece in corpus_pieces() if piece.abc)
+    assert kinds["jig", "9/8"] == 0 and kinds["slip jig", "9/8"] > 20
 
 
 def test_some_transcriptions_end_before_the_music_does():
