@@ -208,7 +208,7 @@ def only_tune(abc: str) -> str:
     tunes = split_tunes(abc.removeprefix("\ufeff"))
     if len(tunes) != 1:
         raise InputError(
-            f"expected one tune of ABC, got {len(tunes)}; score_files.list_tunes takes a file of many apart"
+            f"expected one tune of ABC, got {len(tunes)}; `clamp3 embed` and score_files.list_tunes take them apart"
         )
     return tunes[0]
 
