@@ -82,21 +82,9 @@ def write(music: Music) -> str:
     if len(line) < len(melody):
         kept = set(line)
         rest += [note for note in melody if note not in kept]
-    if not music.bars and _has_default_meter(music, line):
-        music = replace(music, meters=[])
     has_beats = True
-    if not music.bars and not has_beat(onsets := [note.onset for note in line]):
-        corrected = without_drift(onsets)
-        has_beats = corrected is not None
-        if has_beats:
-            times = [time for time, *_ in music.meters]
-            moved = _moved(times, onsets, corrected)
-            meters = [(time, *meter) for time, (_, *meter) in zip(moved, music.meters, strict=True)]
-            music = replace(music, meters=meters)
-            line, rest = _moved_notes(line, onsets, corrected), _moved_notes(rest, onsets, corrected)
-        else:
-            line, rest = _in_beats(line, rest, music.tempos)
-            music = Music(music.parts)
+    if not music.bars:
+        music, line, rest, has_beats = _on_beats(music, line, rest)
     onsets, pitches = [note.onset for note in line], [note.pitch for note in line]
     bass = [(note.onset, note.pitch) for note in sorted(rest)] or [(time, 36 + root) for time, root in music.roots]
     sharps, tonic = find_key(onsets, pitches, music.key)
@@ -258,6 +246,27 @@ def _has_default_meter(music: Music, line: Sequence[Note]) -> bool:
         return False
     exact = sum(abs(note.onset * GRID - round(note.onset * GRID)) < NEAR * GRID for note in line)
     return exact < 0.9 * len(line)  # notes that are written, not heard or played, stand on the grid
+
+
+def _on_beats(music: Music, line: list[Note], rest: list[Note]) -> tuple[Music, list[Note], list[Note], bool]:
+    """Moves the notes of MIDI to the beats that are played, if they are not those of the file.
+
+    Returns:
+        The music with the meters that it then has, the melody, the other notes, and whether the file has beats. The
+        parts of the music stay as they are.
+    """
+    if _has_default_meter(music, line):
+        music = replace(music, meters=[])
+    onsets = [note.onset for note in line]
+    if has_beat(onsets):
+        return music, line, rest, True
+    corrected = without_drift(onsets)
+    if corrected is None:
+        return Music(music.parts), *_in_beats(line, rest, music.tempos), False
+    times = _moved([time for time, *_ in music.meters], onsets, corrected)
+    meters = [(time, *meter) for time, (_, *meter) in zip(times, music.meters, strict=True)]
+    line, rest = _moved_notes(line, onsets, corrected), _moved_notes(rest, onsets, corrected)
+    return replace(music, meters=meters), line, rest, True
 
 
 def _moved(times: Sequence[float], onsets: Sequence[float], others: np.ndarray) -> list[float]:
