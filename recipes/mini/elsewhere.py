@@ -24,7 +24,7 @@ from clamplib.audio import WINDOW_SECONDS, Waveform
 from clamplib.audio.decoding import windows
 from clamplib.audio.spectral import MINIMUM, RATE, spectral_features, spectrogram
 from clamplib.embedding.encoding import encode_audio, encode_scores
-from clamplib.files import atomic_path
+from clamplib.files import write_json
 from clamplib.formats.mtf import midi_to_mtf
 from clamplib.jobs import run_jobs
 from clamplib.models.variants import load_clamp3
@@ -216,11 +216,6 @@ def write_recordings(name: str, folder: Path) -> dict:
         }
         write_json(path, texts)
     return json.loads(path.read_text("utf-8"))
-
-
-def write_json(path: Path, value: dict) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value), encoding="utf-8")
 
 
 def features_of(sound: np.ndarray) -> np.ndarray:

@@ -65,8 +65,8 @@ FOREIGN_MARKS = (STREAM_MARK, DECODER_MARK)
 AS_FOUND, CONVERTED = "as found", "converted"  # how notes in ABC were read that is not interleaved
 
 FEW = 16  # items to convert for which starting processes is not worth it
-LARGE = 1_000_000  # bytes of ABC or MTF
 MANY = 1000  # items to read as found for which it is
+LARGE = 1_000_000  # bytes of ABC or MTF for which it is
 READ_AHEAD = 512  # items that are read before the model takes them
 NAMED = 3  # files in a warning
 

@@ -22,7 +22,7 @@ import math
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from operator import itemgetter
 
@@ -105,12 +105,14 @@ def write(music: Music) -> str:
     if rest and (voices := _voices(music.parts)) > 1:
         lines.append(f"V:{voices}\n")
     shift = (MAJOR_TONICS[sharps] + 5) % 12 - 5  # the nearest way to C
-    bars = list(_bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit))
+    bar_steps = _bar_steps(starts, unit)
+    part_steps = _part_steps(bar_steps)
+    bars = list(_bars([(t, p - shift) for t, p in zip(onsets, pitches, strict=True)], starts, unit, part_steps))
     texts = [_melody_text(notes) for _, notes in bars]
     # In MIDI that plays repeats out, a phrase ends with the upbeat of what follows.
-    places = _fold(texts, None if music.bars else CHARACTERS * (3 * _part_steps(starts, unit) // 4))
+    places = _fold(texts, None if music.bars else CHARACTERS * (3 * part_steps // 4))
     written = dict.fromkeys(bars[place][0] for place in places)
-    basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit, list(written))
+    basses = _bass([(time, pitch - shift) for time, pitch in bass], starts, unit, bar_steps // 2, written)
     upbeat = min(bars[places[0]][1]) > 0
     lines.append(f"B:{len(written) - upbeat}\n")
     if music.marks:
@@ -374,9 +376,11 @@ def _whole(starts: list[float]) -> list[float]:
     return joined
 
 
-def _bars(melody: list[tuple[float, int]], starts: list[float], unit: float) -> Iterator[tuple[int, dict[int, int]]]:
+def _bars(
+    melody: list[tuple[float, int]], starts: list[float], unit: float, part_steps: int
+) -> Iterator[tuple[int, dict[int, int]]]:
     """Yields the number of each bar that has notes, and its pitches by step; a long bar yields several parts."""
-    step, part_steps = unit / 2, _part_steps(starts, unit)
+    step = unit / 2
     parts: dict[tuple[int, int], dict[int, int]] = {}
     early = step / 2 - NEAR
     for onset, pitch in melody:
@@ -405,19 +409,20 @@ def _bar_steps(starts: list[float], unit: float) -> int:
     return max(lengths.most_common(1)[0][0] if lengths else 16, 1)
 
 
-def _part_steps(starts: list[float], unit: float) -> int:
+def _part_steps(steps: int) -> int:
     """The number of steps in a patch: a bar, or a half or a quarter of it if it has too many."""
-    steps = _bar_steps(starts, unit)
     while steps > MAX_STEPS and steps % 2 == 0:
         steps //= 2
     return min(steps, MAX_STEPS)
 
 
-def _bass(notes: list[tuple[float, int]], starts: list[float], unit: float, written: Sequence[int]) -> dict[int, str]:
-    """The text of the bass in each written bar in which it changes: the lowest note of each half."""
+def _bass(
+    notes: list[tuple[float, int]], starts: list[float], unit: float, half: int, written: Iterable[int]
+) -> dict[int, str]:
+    """The text of the bass in each written bar in which it changes: the lowest note of each half of so many steps."""
     if not notes:
         return {}
-    half = min(max(_bar_steps(starts, unit) // 2, 1), MAX_STEPS)
+    half = min(max(half, 1), MAX_STEPS)
     lowest: dict[tuple[int, int], int] = {}
     for onset, pitch in notes:
         bar = max(bisect_right(starts, onset + unit / 4 - NEAR) - 1, 0)

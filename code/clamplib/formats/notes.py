@@ -116,9 +116,9 @@ def read_abc(text: str) -> Music:
             line = line.lstrip()
         if line.startswith("%%"):
             is_prose = line.startswith("%%begin") or is_prose and not line.startswith("%%end")
-        found = FIELD_LINE.match(line)
         if is_prose:
             continue
+        found = FIELD_LINE.match(line)
         if not found:
             if not in_header:
                 reader.read_line(line)
