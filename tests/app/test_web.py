@@ -1,3 +1,5 @@
+"""The search page and its server: what it finds and serves, what it refuses, and how it stands hostile clients."""
+
 import io
 import json
 import os

@@ -1,3 +1,5 @@
+"""The index on disk: what it finds, and what becomes of it when it is shared, damaged, full or killed."""
+
 import importlib.util
 import os
 import shutil
