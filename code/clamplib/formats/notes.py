@@ -30,12 +30,12 @@ def _named_length(name: str) -> str:
     return rf"(?P<{name}_times>\d{{0,3}})(?P<{name}_slashes>/*)(?P<{name}_divisor>\d{{0,3}})"
 
 
-TOKEN = re.compile(
-    r'"(?P<quoted>[^"]{0,200})"|\{[^}]{0,200}\}|%.*'  # chord symbols, grace notes, comments
+TOKEN = re.compile(  # notes first: most tokens are
+    rf"(?P<note>(?P<accidental>\^\^|__|[_^=])?(?P<letter>[A-Ga-g])(?P<octave>[,']*){_named_length('note')})"
+    r'|"(?P<quoted>[^"]{0,200})"|\{[^}]{0,200}\}|%.*'  # chord symbols, grace notes, comments
     r"|![^!|\s]{0,50}!|\+(?=[^+|\s]{0,50}[h-z])[^+|\s]{0,50}\+"  # decorations
     r"|\[(?P<field>[A-Za-z]):(?P<value>[^\]]{0,200})\]"
     r"|\((?P<tuplet>[2-9])(?::(?P<times>\d?))?(?::(?P<count>\d{0,2}))?"
-    rf"|(?P<note>(?P<accidental>\^\^|__|[_^=])?(?P<letter>[A-Ga-g])(?P<octave>[,']*){_named_length('note')})"
     rf"|\[(?P<chord>[^][|:]{{1,200}})\]{_named_length('chord')}"
     rf"|(?P<rest>[zx]){_named_length('rest')}|(?P<bars>[ZX]\d{{0,3}})"
     r"|(?P<bar>[|\]:]{0,8}\|[|\]:]{0,8}|::|:\])|(?P<broken>[<>]+)|(?P<tie>-)|(?P<overlay>&)"
