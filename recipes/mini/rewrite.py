@@ -15,6 +15,7 @@ EXCERPTS = 0.5  # share of these that end where half a minute of sound may
 EXCERPT_QUARTERS = (24, 72)  # length of the music without its repeats
 EIGHTH = 0.5  # quarter notes
 OVERLAP = 0.15  # quarter notes by which notes are held into the next one, at most
+OVERTONES = (12, 12, 19, 24)  # semitones above the note
 STYLES = ("block", "oom-pah", "arpeggio", "drone")
 
 
@@ -215,7 +216,7 @@ def mishear(music: Music, rng: random.Random) -> None:
             heard.append(note._replace(end=middle))
             note = note._replace(onset=middle)
         if rng.random() < overtones:
-            heard.append(Note(note.onset, middle, note.pitch + 12))
+            heard.append(Note(note.onset, middle, note.pitch + rng.choice(OVERTONES)))
         heard.append(note)
     music.parts = [sorted(heard)]
     music.key, music.meters = None, []

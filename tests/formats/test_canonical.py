@@ -200,6 +200,23 @@ def test_the_bass_of_a_bar_that_is_written_in_two_parts():
     assert [line for line in canonical(score).splitlines() if "," in line][0] == "C   " + "G," + ".." * 15 + "F,|"
 
 
+@pytest.mark.parametrize(
+    "voices, number",
+    [
+        ("GABc dedB|", None),
+        ("GABc dedB|[V:2]G,4 D4|", None),  # two parts are a tune and what accompanies it
+        ("GABc dedB|[V:2]G,4 D4|[V:3]G,,4 D,4|", "3"),
+        ("GABc dedB|[V:2]G,4 D4|[V:3]G,,4 D,4|[V:4]G4 F4|", "4"),
+        ("GABc dedB|[V:2]G,4 D4|[V:3][G,,B,,]4 [D,F,]4|", None),  # chords are not one note at a time
+        ("GABc dedB|[V:2]G,4 D4|[V:3]G,,8|", None),  # a part that is silent most of the time
+    ],
+)
+def test_parts_that_play_one_note_at_a_time_are_counted_from_three(voices, number):
+    score = "M:4/4\nL:1/8\nK:G\nV:1\nV:2\nV:3\nV:4\n[V:1]" + voices + "\n"
+    assert field(score, "P") == number
+    assert field(to_mtf(read_notes(score).parts), "P") == number
+
+
 def test_chord_symbols_are_the_bass():
     assert canonical('M:4/4\nL:1/8\nK:G\n"G"GABc dedB|"G"GABc "D7"dedB|"Em"GABc dedB|').splitlines()[4::2] == [
         "G   C,|",

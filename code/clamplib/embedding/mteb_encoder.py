@@ -74,7 +74,7 @@ MINI_FACTS = {
     "embed_dim": 192,
     "languages": ["eng-Latn", "deu-Latn", "fra-Latn", "spa-Latn", "ita-Latn", "zho-Hans", "jpn-Jpan"],
     "license": "mit",
-    "n_parameters": 11_189_697,
+    "n_parameters": 11_135_937,
     "open_weights": True,
     "public_training_code": None,  # it is in this repository
     "public_training_data": "https://github.com/cuthbertLab/music21",

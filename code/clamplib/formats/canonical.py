@@ -9,6 +9,7 @@ values and the layout of bars.
     M:6/8                       the meter, if the music states it
     L:1/8                       the melody's usual note, if the music has beats
     V:2                         the mean number of notes that sound together, if it is above 1
+    P:4                         the number of parts that play one note at a time, from three
     B:16                        the number of bars in which the melody has notes, without an upbeat
     Z:bow grace slur            marks that the music was written with, if it is ABC and has any
     E m A,..|                   the bass at the beginning of the bar, where it changes
@@ -49,6 +50,8 @@ MINOR_NAMES = "C C# D Eb E F F# G G# A Bb B".split()
 TOLERANCE = 0.03  # share of the notes that may speak against a stated signature
 TOGETHER = 0.06  # quarter notes between onsets of one chord
 HELD = 0.2  # quarter notes by which a note may overlap the next one of its line, as played or as transcribed from sound
+ONE_AT_A_TIME = 0.8  # onsets per note of a part that plays one note at a time, at least
+FEWEST_SINGLE_PARTS = 3  # programs write the chords of an accompanied tune as two
 FAR_BELOW = 11  # semitones below the notes around it: a note of the accompaniment
 NEAR_BELOW = 4  # notes on each side that count as around it
 FAR_ABOVE = 13  # an overtone that was heard as a note; one in 750 notes of melodies is so high
@@ -104,6 +107,8 @@ def write(music: Music) -> str:
         lines.append(f"L:1/{4 / unit:.0f}\n")
     if rest and (voices := _voices(music.parts)) > 1:
         lines.append(f"V:{voices}\n")
+    if (single := _single_parts(music.parts)) >= FEWEST_SINGLE_PARTS:
+        lines.append(f"P:{single}\n")
     shift = (MAJOR_TONICS[sharps] + 5) % 12 - 5  # the nearest way to C
     bar_steps = _bar_steps(starts, unit)
     part_steps = _part_steps(bar_steps)
@@ -191,6 +196,14 @@ def _voices(parts: Sequence[Sequence[Note]]) -> int:
         covered += max(note.end - max(note.onset, end), 0.0)
         end = max(end, note.end)
     return min(round(sounding / covered), 9) if covered else 1
+
+
+def _single_parts(parts: Sequence[Sequence[Note]]) -> int:
+    """How many parts play one note at a time, and at least a quarter as often as the busiest part."""
+    counts = [len({note.onset for note in part}) for part in parts]
+    most = max(counts)
+    single = sum(n >= ONE_AT_A_TIME * len(part) and 4 * n >= most for n, part in zip(counts, parts, strict=True))
+    return min(single, 9)
 
 
 # ------------------------------------------------------------------------------------ key
