@@ -107,7 +107,7 @@ def write(music: Music) -> str:
         lines.append(f"L:1/{4 / unit:.0f}\n")
     if rest and (voices := _voices(music.parts)) > 1:
         lines.append(f"V:{voices}\n")
-    if (single := _single_parts(music.parts)) >= FEWEST_SINGLE_PARTS:
+    if single := _single_parts(music.parts):
         lines.append(f"P:{single}\n")
     shift = (MAJOR_TONICS[sharps] + 5) % 12 - 5  # the nearest way to C
     bar_steps = _bar_steps(starts, unit)
@@ -137,7 +137,7 @@ def melody_part(parts: Sequence[Sequence[Note]]) -> int:
     """Chooses the part that looks most like a melody: high, one note at a time, and there most of the time."""
     if len(parts) == 1:
         return 0
-    counts = [len({note.onset for note in part}) for part in parts]
+    counts = _onset_counts(parts)
     most = max(counts)
     scores = []
     for part, count in zip(parts, counts, strict=True):
@@ -199,11 +199,21 @@ def _voices(parts: Sequence[Sequence[Note]]) -> int:
 
 
 def _single_parts(parts: Sequence[Sequence[Note]]) -> int:
-    """How many parts play one note at a time, and at least a quarter as often as the busiest part."""
-    counts = [len({note.onset for note in part}) for part in parts]
+    """How many parts play one note at a time, and at least a quarter as often as the busiest part.
+
+    Fewer than FEWEST_SINGLE_PARTS count as none.
+    """
+    if len(parts) < FEWEST_SINGLE_PARTS:
+        return 0
+    counts = _onset_counts(parts)
     most = max(counts)
     single = sum(n >= ONE_AT_A_TIME * len(part) and 4 * n >= most for n, part in zip(counts, parts, strict=True))
-    return min(single, 9)
+    return min(single, 9) if single >= FEWEST_SINGLE_PARTS else 0
+
+
+def _onset_counts(parts: Sequence[Sequence[Note]]) -> list[int]:
+    """How many times notes begin in each part."""
+    return [len({note.onset for note in part}) for part in parts]
 
 
 # ------------------------------------------------------------------------------------ key
